@@ -1,0 +1,3 @@
+//! Content addressing: digests and the blobs kept under them.
+
+pub mod digest;

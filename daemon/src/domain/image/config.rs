@@ -1,0 +1,287 @@
+//! The image config: hostile JSON in, the few values that a container takes from it out. Labels of
+//! reserved namespaces stop here; nothing here reaches a control decision as a string.
+//!
+//! Source: OCI image specification "Image Configuration"; nulls are tolerated as docker writes
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axil_snapshotter::{Digest, ParseDigestError};
+use serde::Deserialize;
+
+use super::manifest::{Fault, MAX_DOCUMENT_BYTES, Platform};
+use super::reference::shown;
+
+mod user;
+
+pub use user::{Account, ImageUser, ParseImageUserError};
+
+/// Namespaces of labels that are ours, the kubelet's or another runtime's: an image that carries
+/// one tries to speak as the platform (CVE-2026-53488).
+const RESERVED_LABELS: [&str; 6] = [
+    "axil.",
+    "io.axil.",
+    "io.kubernetes.",
+    "io.cri-",
+    "io.containerd.",
+    "containerd.io/",
+];
+
+/// What a container takes from its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// The architecture the config states, in Go's names; may be empty.
+    pub architecture: String,
+    /// The operating system the config states; may be empty.
+    pub os: String,
+    /// The variant of the architecture.
+    pub variant: Option<String>,
+    /// The digests of the uncompressed layers, the base first.
+    pub diff_ids: Vec<Digest>,
+    /// The user as written; see [`ImageUser::parse`].
+    pub user: String,
+    /// `NAME=value` entries.
+    pub env: Vec<String>,
+    /// The entrypoint.
+    pub entrypoint: Vec<String>,
+    /// The command, or the arguments of the entrypoint.
+    pub cmd: Vec<String>,
+    /// The working directory, empty for the root.
+    pub working_dir: String,
+    /// The signal that asks the container to stop, as written.
+    pub stop_signal: Option<String>,
+    /// The labels without those of reserved namespaces.
+    pub labels: BTreeMap<String, String>,
+    /// How many labels were dropped because their namespace is reserved.
+    pub dropped_labels: usize,
+    /// The paths the image declares as volumes.
+    pub volumes: BTreeSet<String>,
+}
+
+impl ImageConfig {
+    /// Parses a config that belongs to a manifest with `layers` layers.
+    ///
+    /// # Errors
+    /// Names the field: not JSON, more than [`MAX_DOCUMENT_BYTES`], a bad digest, a count of diff
+    /// ids other than `layers`, a NUL in a string.
+    pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ImageConfigError> {
+        if bytes.len() > MAX_DOCUMENT_BYTES {
+            return Err(ImageConfigError::TooLarge {
+                found: bytes.len(),
+                limit: MAX_DOCUMENT_BYTES,
+            });
+        }
+        let raw: RawImage =
+            serde_json::from_slice(bytes).map_err(|source| ImageConfigError::Json { source })?;
+        raw.check(layers)
+    }
+
+    /// Returns the platform the config states.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        Platform::new(&self.os, &self.architecture, self.variant.as_deref())
+    }
+
+    /// Refuses a config that states another operating system or architecture than `platform`.
+    ///
+    /// # Errors
+    /// [`ImageConfigError::Platform`] names both.
+    pub fn check_platform(&self, platform: &Platform) -> Result<(), ImageConfigError> {
+        if platform.accepts_config(&self.platform()) {
+            return Ok(());
+        }
+        Err(ImageConfigError::Platform {
+            wanted: platform.to_string(),
+            found: self.platform().to_string(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct RawImage {
+    #[serde(default)]
+    architecture: Option<String>,
+    #[serde(default)]
+    os: Option<String>,
+    variant: Option<String>,
+    config: Option<RawConfig>,
+    rootfs: Option<RawRootfs>,
+}
+
+#[derive(Deserialize)]
+struct RawRootfs {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawConfig {
+    user: Option<String>,
+    env: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    working_dir: Option<String>,
+    stop_signal: Option<String>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+}
+
+impl RawImage {
+    fn check(self, layers: usize) -> Result<ImageConfig, ImageConfigError> {
+        let diff_ids = diff_ids(self.rootfs, layers)?;
+        let raw = self.config.unwrap_or_default();
+        let (labels, dropped_labels) = allowed_labels(raw.labels.unwrap_or_default());
+        let config = ImageConfig {
+            architecture: self.architecture.unwrap_or_default(),
+            os: self.os.unwrap_or_default(),
+            variant: self.variant.filter(|text| !text.is_empty()),
+            diff_ids,
+            user: raw.user.unwrap_or_default(),
+            env: raw.env.unwrap_or_default(),
+            entrypoint: raw.entrypoint.unwrap_or_default(),
+            cmd: raw.cmd.unwrap_or_default(),
+            working_dir: raw.working_dir.unwrap_or_default(),
+            stop_signal: raw.stop_signal.filter(|text| !text.is_empty()),
+            labels,
+            dropped_labels,
+            volumes: raw.volumes.unwrap_or_default().into_keys().collect(),
+        };
+        config.refuse_nul()?;
+        Ok(config)
+    }
+}
+
+impl ImageConfig {
+    /// A NUL cuts a string in two for the kernel and for the reader of an error.
+    fn refuse_nul(&self) -> Result<(), ImageConfigError> {
+        let one = std::slice::from_ref::<String>;
+        let volumes: Vec<String> = self.volumes.iter().cloned().collect();
+        let stop_signal: Vec<String> = self.stop_signal.iter().cloned().collect();
+        let fields: [(&'static str, &[String]); 7] = [
+            ("User", one(&self.user)),
+            ("Env", &self.env),
+            ("Entrypoint", &self.entrypoint),
+            ("Cmd", &self.cmd),
+            ("WorkingDir", one(&self.working_dir)),
+            ("StopSignal", &stop_signal),
+            ("Volumes", &volumes),
+        ];
+        for (field, values) in fields {
+            if let Some(value) = values.iter().find(|value| value.contains('\0')) {
+                return Err(ImageConfigError::Nul {
+                    field,
+                    value: shown(value),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn diff_ids(rootfs: Option<RawRootfs>, layers: usize) -> Result<Vec<Digest>, ImageConfigError> {
+    let (kind, texts) = rootfs.map_or((None, None), |rootfs| (rootfs.kind, rootfs.diff_ids));
+    if let Some(kind) = kind.filter(|kind| kind != "layers") {
+        return Err(ImageConfigError::RootfsType { kind: shown(&kind) });
+    }
+    let texts = texts.unwrap_or_default();
+    if texts.len() != layers {
+        return Err(ImageConfigError::DiffIdCount {
+            diff_ids: texts.len(),
+            layers,
+        });
+    }
+    let parse = |(index, text): (usize, &String)| {
+        text.parse()
+            .map_err(|source| ImageConfigError::DiffId { index, source })
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
+fn allowed_labels(labels: BTreeMap<String, Option<String>>) -> (BTreeMap<String, String>, usize) {
+    let total = labels.len();
+    let allowed: BTreeMap<_, _> = labels
+        .into_iter()
+        .filter(|(key, _)| !RESERVED_LABELS.iter().any(|prefix| key.starts_with(prefix)))
+        .map(|(key, value)| (key, value.unwrap_or_default()))
+        .collect();
+    let dropped = total - allowed.len();
+    (allowed, dropped)
+}
+
+/// Why an image config is not taken. Values of the document are cut and escaped.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageConfigError {
+    /// It is longer than the limit.
+    #[error("image config has {found} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes found.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// It is not JSON, or a field has the wrong type or occurs twice.
+    #[error("image config is not valid: {source}")]
+    Json {
+        /// The parser's error, with line and column.
+        source: serde_json::Error,
+    },
+    /// The root file system is not made of layers.
+    #[error("image config, field \"rootfs.type\": \"{kind}\" is not \"layers\"")]
+    RootfsType {
+        /// The refused type.
+        kind: String,
+    },
+    /// There are more or fewer diff ids than layers.
+    #[error("image config, field \"rootfs.diff_ids\": {diff_ids} entries for {layers} layers")]
+    DiffIdCount {
+        /// Diff ids found.
+        diff_ids: usize,
+        /// Layers of the manifest.
+        layers: usize,
+    },
+    /// A diff id is not a digest.
+    #[error("image config, field \"rootfs.diff_ids[{index}]\": {source}")]
+    DiffId {
+        /// The position in the list.
+        index: usize,
+        /// What is wrong with it.
+        source: ParseDigestError,
+    },
+    /// A string has a NUL.
+    #[error("image config, field \"config.{field}\": \"{value}\" has a NUL character")]
+    Nul {
+        /// The field.
+        field: &'static str,
+        /// The refused value.
+        value: String,
+    },
+    /// The config is for another kind of machine.
+    #[error("no matching platform: the image is for {found}, this machine is {wanted}")]
+    Platform {
+        /// The platform of the machine.
+        wanted: String,
+        /// The platform of the config.
+        found: String,
+    },
+}
+
+impl ImageConfigError {
+    /// Returns the kind of the fault.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::TooLarge { .. } => Fault::TooLarge,
+            Self::RootfsType { .. } => Fault::Unsupported,
+            Self::Platform { .. } => Fault::NoPlatform,
+            Self::Json { .. }
+            | Self::DiffIdCount { .. }
+            | Self::DiffId { .. }
+            | Self::Nul { .. } => Fault::Invalid,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,495 @@
+//! Image manifests and indexes, OCI and Docker schema 2: hostile JSON in, checked values out.
+//! Fetching them is the registry's part; unpacking layers is the snapshotter's.
+//!
+//! Annotations, embedded data and foreign URLs of descriptors are not even read.
+
+use std::collections::BTreeSet;
+
+use axil_snapshotter::{Digest, ParseDigestError};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::media::{self, Compression, Family, MediaType};
+use super::reference::shown;
+
+mod platform;
+mod walk;
+
+pub use platform::Platform;
+pub use walk::{Step, Walk};
+
+/// Largest manifest, index or config, in bytes (containerd's cap, CVE-2020-1702).
+pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
+/// Most layers of one image.
+pub const MAX_LAYERS: usize = 512;
+/// Most descriptors in all documents of one image together (GO-2026-6597).
+pub const MAX_DESCRIPTORS: usize = 2048;
+/// Largest compressed layer, and largest sum of the layers of an image, in bytes.
+pub const MAX_LAYER_BYTES: u64 = 1 << 40;
+/// Most platforms that an error lists.
+const SHOWN_PLATFORMS: usize = 16;
+
+/// A reference to content by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Descriptor {
+    /// What the content is, without parameters.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its exact size in bytes.
+    pub size: u64,
+}
+
+/// A layer that can be unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LayerDescriptor {
+    /// The digest of the compressed bytes.
+    pub digest: Digest,
+    /// Their exact size in bytes.
+    pub size: u64,
+    /// How the tar archive is compressed.
+    pub compression: Compression,
+    /// The media type as written.
+    pub media_type: String,
+}
+
+impl LayerDescriptor {
+    /// Returns the layer as a plain descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.digest.clone(),
+            size: self.size,
+        }
+    }
+}
+
+/// A runnable image: its config and its layers, the base first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageManifest {
+    /// The image config; its digest is the image id.
+    pub config: Descriptor,
+    /// At most [`MAX_LAYERS`] layers.
+    pub layers: Vec<LayerDescriptor>,
+}
+
+impl ImageManifest {
+    /// Returns the sum of the compressed layers and the config in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size).sum::<u64>() + self.config.size
+    }
+}
+
+/// One entry of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// What the entry points to.
+    pub descriptor: Descriptor,
+    /// The platform the index claims for it.
+    pub platform: Option<Platform>,
+}
+
+/// A parsed document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// An image manifest.
+    Manifest(ImageManifest),
+    /// An index; at most [`MAX_DESCRIPTORS`] entries.
+    Index(Vec<IndexEntry>),
+}
+
+impl Document {
+    /// Returns how many descriptors the document has.
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Manifest(manifest) => manifest.layers.len() + 1,
+            Self::Index(entries) => entries.len(),
+        }
+    }
+}
+
+/// Parses a manifest or index. `content_type` is what the registry (or the parent's descriptor)
+/// says of the bytes; a generic or empty one leaves the decision to the document's own
+/// `mediaType`.
+///
+/// # Errors
+/// A document that can be read in two ways, a schema 1 manifest, an OCI artifact, a layer that
+/// cannot be unpacked, a value out of its limits: each names the field.
+pub fn parse_document(content_type: &str, bytes: &[u8]) -> Result<Document, ManifestError> {
+    if bytes.len() > MAX_DOCUMENT_BYTES {
+        return Err(ManifestError::TooLarge {
+            field: "document".into(),
+            found: bytes.len() as u64,
+            limit: MAX_DOCUMENT_BYTES as u64,
+        });
+    }
+    let content_type = media::without_parameters(content_type);
+    if let MediaType::Refused(reason) = MediaType::of(&content_type) {
+        return Err(refused("content type", &content_type, reason));
+    }
+    let raw: RawDocument =
+        serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { source })?;
+    raw.check(&content_type)
+}
+
+/// Every field that decides what a document is, of both manifests and indexes, so that a document
+/// with the fields of both is seen (CVE-2021-41190). A repeated field is an error of the parser.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    fs_layers: Option<IgnoredAny>,
+    blobs: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    digest: String,
+    size: Option<i64>,
+    platform: Option<RawPlatform>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
+}
+
+impl RawDocument {
+    fn check(self, content_type: &str) -> Result<Document, ManifestError> {
+        if self.schema_version == Some(1) || self.fs_layers.is_some() {
+            let MediaType::Refused(reason) =
+                MediaType::of("application/vnd.docker.distribution.manifest.v1+json")
+            else {
+                unreachable!("schema 1 is a refused type");
+            };
+            return Err(refused("schemaVersion", "1", reason));
+        }
+        let kind = self.kind(content_type)?;
+        if self.schema_version != Some(2) {
+            return Err(ManifestError::Ambiguous {
+                reason: "schemaVersion is not 2".into(),
+            });
+        }
+        match kind {
+            MediaType::Index(_) => self.into_index(),
+            _ => self.into_manifest(),
+        }
+    }
+
+    /// Decides between manifest and index; every hint present must agree.
+    fn kind(&self, content_type: &str) -> Result<MediaType, ManifestError> {
+        let own = self.media_type.as_deref().filter(|own| !own.is_empty());
+        let stated = match own {
+            Some(own) if !media::is_generic(content_type) && own != content_type => {
+                return Err(ManifestError::Ambiguous {
+                    reason: format!(
+                        "mediaType \"{}\" differs from the content type \"{}\"",
+                        shown(own),
+                        shown(content_type)
+                    ),
+                });
+            }
+            Some(own) => own,
+            None if !media::is_generic(content_type) => content_type,
+            None => {
+                return Err(ManifestError::Ambiguous {
+                    reason: "neither mediaType nor the content type says what it is".into(),
+                });
+            }
+        };
+        let kind = MediaType::of(stated);
+        let is_index = match kind {
+            MediaType::Manifest(_) => false,
+            MediaType::Index(_) => true,
+            MediaType::Refused(reason) => return Err(refused("mediaType", stated, reason)),
+            MediaType::Config | MediaType::Layer(_) | MediaType::Other => {
+                return Err(refused("mediaType", stated, "no image manifest or index"));
+            }
+        };
+        // Docker's schema demands the field; only OCI documents may leave it out.
+        let docker = matches!(
+            kind,
+            MediaType::Manifest(Family::Docker) | MediaType::Index(Family::Docker)
+        );
+        let foreign = if is_index {
+            self.config.is_some() || self.layers.is_some()
+        } else {
+            self.manifests.is_some()
+        };
+        let reason = if docker && own.is_none() {
+            "mediaType is missing"
+        } else if foreign {
+            "it has the fields of a manifest and of an index"
+        } else if self.blobs.is_some() {
+            "it has the field \"blobs\" of an artifact manifest"
+        } else {
+            return Ok(kind);
+        };
+        Err(ManifestError::Ambiguous {
+            reason: reason.into(),
+        })
+    }
+
+    fn into_index(self) -> Result<Document, ManifestError> {
+        let raw = self.manifests.ok_or(ManifestError::Missing {
+            field: "manifests".into(),
+        })?;
+        limit("manifests", raw.len(), MAX_DESCRIPTORS)?;
+        let mut entries = Vec::with_capacity(raw.len());
+        for (index, mut raw) in raw.into_iter().enumerate() {
+            let platform = raw.platform.take().map(Platform::from);
+            let descriptor = raw.check(&format!("manifests[{index}]"), MAX_LAYER_BYTES)?;
+            entries.push(IndexEntry {
+                descriptor,
+                platform,
+            });
+        }
+        Ok(Document::Index(entries))
+    }
+
+    fn into_manifest(self) -> Result<Document, ManifestError> {
+        let missing = |field: &str| ManifestError::Missing {
+            field: field.into(),
+        };
+        let config = self.config.ok_or_else(|| missing("config"))?;
+        let config = config.check("config", MAX_DOCUMENT_BYTES as u64)?;
+        if MediaType::of(&config.media_type) != MediaType::Config {
+            return Err(refused(
+                "config.mediaType",
+                &config.media_type,
+                "an OCI artifact, not an image",
+            ));
+        }
+        let raw = self.layers.ok_or_else(|| missing("layers"))?;
+        limit("layers", raw.len(), MAX_LAYERS)?;
+        let mut layers = Vec::with_capacity(raw.len());
+        let mut total = 0u64;
+        for (index, raw) in raw.into_iter().enumerate() {
+            let field = format!("layers[{index}]");
+            let layer = raw.check(&field, MAX_LAYER_BYTES)?;
+            // At most 512 sizes of at most 2^40: the sum cannot wrap.
+            total += layer.size;
+            layers.push(layer.into_layer(&field)?);
+        }
+        if total > MAX_LAYER_BYTES {
+            return Err(ManifestError::TooLarge {
+                field: "sum of layers".into(),
+                found: total,
+                limit: MAX_LAYER_BYTES,
+            });
+        }
+        Ok(Document::Manifest(ImageManifest { config, layers }))
+    }
+}
+
+impl RawDescriptor {
+    fn check(self, field: &str, max_bytes: u64) -> Result<Descriptor, ManifestError> {
+        let digest = self
+            .digest
+            .parse()
+            .map_err(|source| ManifestError::Digest {
+                field: format!("{field}.digest"),
+                source,
+            })?;
+        let size = self.size.ok_or_else(|| ManifestError::Missing {
+            field: format!("{field}.size"),
+        })?;
+        let size = u64::try_from(size).map_err(|_| ManifestError::NegativeSize {
+            field: format!("{field}.size"),
+            size,
+        })?;
+        if size > max_bytes {
+            return Err(ManifestError::TooLarge {
+                field: format!("{field}.size"),
+                found: size,
+                limit: max_bytes,
+            });
+        }
+        Ok(Descriptor {
+            media_type: self.media_type,
+            digest,
+            size,
+        })
+    }
+}
+
+impl Descriptor {
+    fn into_layer(self, field: &str) -> Result<LayerDescriptor, ManifestError> {
+        let field = format!("{field}.mediaType");
+        let compression = match MediaType::of(&self.media_type) {
+            MediaType::Layer(compression) => compression,
+            MediaType::Refused(reason) => return Err(refused(&field, &self.media_type, reason)),
+            MediaType::Manifest(_) | MediaType::Index(_) | MediaType::Config | MediaType::Other => {
+                return Err(refused(&field, &self.media_type, "no known layer type"));
+            }
+        };
+        Ok(LayerDescriptor {
+            digest: self.digest,
+            size: self.size,
+            compression,
+            media_type: self.media_type,
+        })
+    }
+}
+
+fn refused(field: &str, media_type: &str, reason: &'static str) -> ManifestError {
+    ManifestError::Unsupported {
+        field: field.to_owned(),
+        media_type: shown(media_type),
+        reason,
+    }
+}
+
+fn limit(field: &str, found: usize, limit: usize) -> Result<(), ManifestError> {
+    if found <= limit {
+        return Ok(());
+    }
+    Err(ManifestError::TooMany {
+        field: field.to_owned(),
+        found,
+        limit,
+    })
+}
+
+/// Lists platforms for an error, bounded.
+fn listed(platforms: &BTreeSet<String>) -> String {
+    if platforms.is_empty() {
+        return "nothing for any platform".into();
+    }
+    let shown: Vec<_> = platforms.iter().take(SHOWN_PLATFORMS).cloned().collect();
+    let more = platforms.len().saturating_sub(SHOWN_PLATFORMS);
+    match more {
+        0 => shown.join(", "),
+        _ => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// The kinds of fault that a caller treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The document breaks the specification.
+    Invalid,
+    /// The document is well formed and not something axil runs.
+    Unsupported,
+    /// A limit is exceeded.
+    TooLarge,
+    /// The image exists, but not for this platform.
+    NoPlatform,
+}
+
+/// Why a document is not taken. Values of the document are cut and escaped.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not JSON, or a field has the wrong type or occurs twice.
+    #[error("image document is not valid: {source}")]
+    Json {
+        /// The parser's error, with line and column.
+        source: serde_json::Error,
+    },
+    /// It can be read in more than one way.
+    #[error("image document is ambiguous: {reason}")]
+    Ambiguous {
+        /// The contradiction.
+        reason: String,
+    },
+    /// A required field is missing.
+    #[error("image document has no field \"{field}\"")]
+    Missing {
+        /// The path of the field.
+        field: String,
+    },
+    /// A digest is not valid.
+    #[error("image document, field \"{field}\": {source}")]
+    Digest {
+        /// The path of the field.
+        field: String,
+        /// What is wrong with the digest.
+        source: ParseDigestError,
+    },
+    /// A size is below zero.
+    #[error("image document, field \"{field}\": size {size} is negative")]
+    NegativeSize {
+        /// The path of the field.
+        field: String,
+        /// The refused size.
+        size: i64,
+    },
+    /// Something has more bytes than its limit.
+    #[error("image document, field \"{field}\": {found} bytes, the limit is {limit}")]
+    TooLarge {
+        /// The path of the field.
+        field: String,
+        /// Bytes found.
+        found: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// A list is longer than its limit.
+    #[error("image document, field \"{field}\": {found} entries, the limit is {limit}")]
+    TooMany {
+        /// The path of the field.
+        field: String,
+        /// Entries found.
+        found: usize,
+        /// Entries allowed.
+        limit: usize,
+    },
+    /// A media type is known and refused, or unknown.
+    #[error("image document, field \"{field}\": \"{media_type}\" is not supported: {reason}")]
+    Unsupported {
+        /// The path of the field.
+        field: String,
+        /// The refused media type.
+        media_type: String,
+        /// What it is.
+        reason: &'static str,
+    },
+    /// Indexes point to indexes too deeply.
+    #[error("image index nests deeper than {limit} levels")]
+    TooDeep {
+        /// Levels allowed.
+        limit: usize,
+    },
+    /// No entry of the index fits this machine.
+    #[error("no matching platform: the image has no manifest for {wanted}, it has {available}")]
+    NoPlatform {
+        /// The platform asked for.
+        wanted: Platform,
+        /// The platforms of the index.
+        available: String,
+    },
+}
+
+impl ManifestError {
+    /// Returns the kind of the fault.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Json { .. }
+            | Self::Ambiguous { .. }
+            | Self::Missing { .. }
+            | Self::Digest { .. }
+            | Self::NegativeSize { .. } => Fault::Invalid,
+            Self::TooLarge { .. } | Self::TooMany { .. } | Self::TooDeep { .. } => Fault::TooLarge,
+            Self::Unsupported { .. } => Fault::Unsupported,
+            Self::NoPlatform { .. } => Fault::NoPlatform,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

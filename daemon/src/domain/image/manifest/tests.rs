@@ -1,0 +1,366 @@
+//! Hostile and ordinary documents.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::media::{
+    DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,
+};
+use super::*;
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+fn digest(seed: usize) -> String {
+    Digest::sha256_of(seed.to_string().as_bytes()).to_string()
+}
+
+fn layer(media_type: &str) -> Value {
+    json!({"mediaType": media_type, "digest": digest(1), "size": 10})
+}
+
+fn manifest(layers: Vec<Value>) -> Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest(0), "size": 7},
+        "layers": layers,
+    })
+}
+
+fn entry(seed: usize, platform: Option<(&str, &str, &str)>) -> Value {
+    let mut entry = json!({"mediaType": OCI_MANIFEST, "digest": digest(seed), "size": 7});
+    if let Some((os, architecture, variant)) = platform {
+        entry["platform"] = json!({"os": os, "architecture": architecture, "variant": variant});
+    }
+    entry
+}
+
+fn index(entries: Vec<Value>) -> Value {
+    json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+}
+
+fn parse(content_type: &str, document: &Value) -> Result<Document, ManifestError> {
+    parse_document(content_type, document.to_string().as_bytes())
+}
+
+fn refuse(content_type: &str, document: &Value, fault: Fault, words: &str) {
+    let error = parse(content_type, document).expect_err(words);
+    assert_eq!(error.fault(), fault, "{error}");
+    assert!(error.to_string().contains(words), "{error}");
+    assert!(error.to_string().len() < 1000);
+}
+
+#[test]
+fn reads_manifests_of_both_families() {
+    let Document::Manifest(found) = parse(OCI_MANIFEST, &manifest(vec![layer(GZIP)])).unwrap()
+    else {
+        panic!("a manifest");
+    };
+    assert_eq!(found.config.size, 7);
+    assert_eq!(found.layers[0].compression, Compression::Gzip);
+    assert_eq!(found.size(), 17);
+    let docker = json!({
+        "schemaVersion": 2,
+        "mediaType": DOCKER_MANIFEST,
+        "config": {"mediaType": DOCKER_CONFIG, "digest": digest(0), "size": 7},
+        "layers": [layer("application/vnd.docker.image.rootfs.diff.tar.gzip")],
+    });
+    for content_type in [DOCKER_MANIFEST, "application/json; charset=utf-8", ""] {
+        assert!(matches!(
+            parse(content_type, &docker),
+            Ok(Document::Manifest(_))
+        ));
+    }
+    // OCI documents may leave out mediaType when the transport says it.
+    let mut bare = manifest(vec![]);
+    bare.as_object_mut().unwrap().remove("mediaType");
+    assert!(parse(OCI_MANIFEST, &bare).is_ok());
+    refuse("", &bare, Fault::Invalid, "neither mediaType");
+    let mut bare = docker;
+    bare.as_object_mut().unwrap().remove("mediaType");
+    refuse(
+        DOCKER_MANIFEST,
+        &bare,
+        Fault::Invalid,
+        "mediaType is missing",
+    );
+}
+
+#[test]
+fn cve_2021_41190_documents_with_two_readings_are_refused() {
+    let mut both = manifest(vec![layer(GZIP)]);
+    both["manifests"] = json!([]);
+    refuse(
+        OCI_MANIFEST,
+        &both,
+        Fault::Invalid,
+        "fields of a manifest and of an index",
+    );
+    let mut both = index(vec![]);
+    both["layers"] = json!([]);
+    refuse(
+        OCI_INDEX,
+        &both,
+        Fault::Invalid,
+        "fields of a manifest and of an index",
+    );
+    refuse(
+        OCI_INDEX,
+        &manifest(vec![]),
+        Fault::Invalid,
+        "differs from the content type",
+    );
+    refuse(
+        DOCKER_LIST,
+        &index(vec![]),
+        Fault::Invalid,
+        "differs from the content type",
+    );
+    let twice =
+        format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[],"manifests":[]}}"#);
+    let error = parse_document(OCI_INDEX, twice.as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("duplicate field"), "{error}");
+    for (field, value) in [("schemaVersion", json!(3)), ("blobs", json!([]))] {
+        let mut odd = manifest(vec![]);
+        odd[field] = value;
+        refuse(OCI_MANIFEST, &odd, Fault::Invalid, field);
+    }
+}
+
+#[test]
+fn foreign_documents_are_refused_by_name() {
+    let schema1 = json!({"schemaVersion": 1, "name": "x", "fsLayers": [], "history": []});
+    refuse("", &schema1, Fault::Unsupported, "schema 1");
+    refuse(
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        &schema1,
+        Fault::Unsupported,
+        "schema 1",
+    );
+    let mut artifact = manifest(vec![layer("application/vnd.wasm.content.layer.v1+wasm")]);
+    artifact["config"]["mediaType"] = json!("application/vnd.wasm.config.v1+json");
+    refuse(
+        OCI_MANIFEST,
+        &artifact,
+        Fault::Unsupported,
+        "application/vnd.wasm.config.v1+json",
+    );
+    for media_type in [
+        "application/vnd.oci.image.layer.v1.erofs",
+        "application/vnd.oci.image.layer.v1.squashfs",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/octet-stream",
+        "",
+    ] {
+        let document = manifest(vec![layer(GZIP), layer(media_type)]);
+        refuse(
+            OCI_MANIFEST,
+            &document,
+            Fault::Unsupported,
+            "layers[1].mediaType",
+        );
+        refuse(OCI_MANIFEST, &document, Fault::Unsupported, media_type);
+    }
+    refuse(
+        "text/html",
+        &json!({"schemaVersion": 2}),
+        Fault::Unsupported,
+        "text/html",
+    );
+}
+
+#[test]
+fn hostile_descriptor_fields_are_refused_by_name() {
+    let long = "a".repeat(1 << 20);
+    for bad in [
+        "",
+        "sha256:",
+        "sha256:zz",
+        "sha256:../../x",
+        "sha512:00",
+        "\0",
+        &long,
+        &digest(1).to_uppercase(),
+    ] {
+        let mut document = manifest(vec![layer(GZIP)]);
+        document["layers"][0]["digest"] = json!(bad);
+        refuse(OCI_MANIFEST, &document, Fault::Invalid, "layers[0].digest");
+        let mut document = index(vec![entry(1, None)]);
+        document["manifests"][0]["digest"] = json!(bad);
+        refuse(OCI_INDEX, &document, Fault::Invalid, "manifests[0].digest");
+    }
+    let sizes = [
+        (json!(-1), Fault::Invalid),
+        (json!(i64::MAX), Fault::TooLarge),
+        (json!(null), Fault::Invalid),
+    ];
+    for (size, fault) in sizes {
+        let mut document = manifest(vec![layer(GZIP)]);
+        document["layers"][0]["size"] = size;
+        refuse(OCI_MANIFEST, &document, fault, "layers[0].size");
+    }
+    for size in [json!("10"), json!(1.5), json!(1e30), json!([])] {
+        let mut document = manifest(vec![layer(GZIP)]);
+        document["layers"][0]["size"] = size;
+        refuse(OCI_MANIFEST, &document, Fault::Invalid, "not valid");
+    }
+    // Annotations, URLs and embedded data are not read, whatever they hold.
+    let mut document = manifest(vec![layer(GZIP)]);
+    document["layers"][0]["annotations"] = json!({"containerd.io/uncompressed": "sha256:zz"});
+    document["layers"][0]["urls"] = json!(["http://elsewhere/"]);
+    document["layers"][0]["data"] = json!(12);
+    assert!(parse(OCI_MANIFEST, &document).is_ok());
+}
+
+#[test]
+fn counts_and_sums_are_bounded() {
+    let many = vec![layer(GZIP); MAX_LAYERS + 1];
+    refuse(OCI_MANIFEST, &manifest(many), Fault::TooLarge, "layers");
+    let many = vec![entry(1, None); MAX_DESCRIPTORS + 1];
+    refuse(OCI_INDEX, &index(many), Fault::TooLarge, "manifests");
+    let mut big = layer(GZIP);
+    big["size"] = json!(MAX_LAYER_BYTES);
+    refuse(
+        OCI_MANIFEST,
+        &manifest(vec![big.clone(), big]),
+        Fault::TooLarge,
+        "sum of layers",
+    );
+    let error = parse_document("", &vec![b' '; MAX_DOCUMENT_BYTES + 1]).unwrap_err();
+    assert_eq!(error.fault(), Fault::TooLarge);
+    let deep = format!("{{\"x\":{}", "[".repeat(100_000));
+    assert_eq!(
+        parse_document("", deep.as_bytes()).unwrap_err().fault(),
+        Fault::Invalid
+    );
+}
+
+fn walk(documents: &[Value], platform: Platform) -> Result<Digest, ManifestError> {
+    let bodies: Vec<String> = documents.iter().map(Value::to_string).collect();
+    let find = |digest: &Digest| bodies.iter().find(|body| digest.matches(body.as_bytes()));
+    let mut walk = Walk::new(platform);
+    let mut digest = Digest::sha256_of(bodies[0].as_bytes());
+    loop {
+        let body = find(&digest).expect("a known document");
+        match walk.accept(&digest, "", body.as_bytes())? {
+            Step::Fetch(descriptor) => digest = descriptor.digest,
+            Step::Image { digest, .. } => return Ok(digest),
+        }
+    }
+}
+
+fn pointing_to(document: &Value) -> Value {
+    let body = document.to_string();
+    json!({
+        "mediaType": document["mediaType"],
+        "digest": Digest::sha256_of(body.as_bytes()).to_string(),
+        "size": body.len(),
+    })
+}
+
+fn on(mut entry: Value, os: &str, architecture: &str, variant: Option<&str>) -> Value {
+    entry["platform"] = json!({"os": os, "architecture": architecture, "variant": variant});
+    entry
+}
+
+#[test]
+fn the_walk_prefers_the_exact_platform() {
+    let images: Vec<Value> = (0..4).map(|n| manifest(vec![layer(GZIP); n])).collect();
+    let id = |n: usize| Digest::sha256_of(images[n].to_string().as_bytes());
+    let top = index(vec![
+        on(pointing_to(&images[0]), "windows", "amd64", None),
+        on(pointing_to(&images[1]), "linux", "amd64", Some("v3")),
+        on(pointing_to(&images[2]), "linux", "amd64", None),
+        on(pointing_to(&images[3]), "linux", "arm64", Some("v8")),
+    ]);
+    let mut all = vec![top];
+    all.extend(images.iter().cloned());
+    let pick = |arch: &str, variant| walk(&all, Platform::new("linux", arch, variant));
+    assert_eq!(pick("x86_64", None).unwrap(), id(2));
+    assert_eq!(pick("amd64", Some("v3")).unwrap(), id(1));
+    assert_eq!(pick("amd64", Some("v4")).unwrap(), id(1));
+    assert_eq!(pick("amd64", Some("v2")).unwrap(), id(2));
+    assert_eq!(pick("aarch64", None).unwrap(), id(3));
+    let error = pick("riscv64", None).unwrap_err();
+    assert_eq!(error.fault(), Fault::NoPlatform);
+    assert!(error.to_string().contains("linux/riscv64"), "{error}");
+    assert!(
+        error.to_string().contains("linux/arm64/v8, windows/amd64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_walk_goes_through_nested_indexes_up_to_its_depth() {
+    let mut documents = vec![manifest(vec![])];
+    for _ in 0..3 {
+        documents.insert(0, index(vec![pointing_to(&documents[0])]));
+    }
+    assert!(walk(&documents, Platform::host()).is_ok());
+    documents.insert(0, index(vec![pointing_to(&documents[0])]));
+    let error = walk(&documents, Platform::host()).unwrap_err();
+    assert!(matches!(error, ManifestError::TooDeep { .. }), "{error}");
+}
+
+#[test]
+fn go_2026_6597_amplification_is_cut() {
+    // A hundred indexes of a hundred entries each, and the same index many times.
+    let inner: Vec<Value> = (0..100)
+        .map(|n| {
+            index(
+                (0..100)
+                    .map(|m| on(entry(n * 100 + m, None), "plan9", "mips", None))
+                    .collect(),
+            )
+        })
+        .collect();
+    let mut documents = vec![index(inner.iter().map(pointing_to).collect())];
+    documents.extend(inner);
+    let error = walk(&documents, Platform::host()).unwrap_err();
+    assert_eq!(error.fault(), Fault::TooLarge, "{error}");
+    let leaf = index(vec![]);
+    let repeated = index(vec![pointing_to(&leaf); 2000]);
+    let error = walk(&[repeated, leaf], Platform::host()).unwrap_err();
+    assert_eq!(error.fault(), Fault::NoPlatform, "{error}");
+}
+
+#[test]
+fn attestations_and_artifacts_in_an_index_are_passed_over() {
+    let image = manifest(vec![layer(GZIP)]);
+    let mut odd = entry(5, None);
+    odd["mediaType"] = json!("application/vnd.in-toto+json");
+    let top = index(vec![
+        odd,
+        entry(6, Some(("unknown", "unknown", ""))),
+        pointing_to(&image),
+    ]);
+    assert!(walk(&[top, image], Platform::host()).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn noise_never_panics(text in "\\PC*", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse_document(OCI_MANIFEST, text.as_bytes());
+        let _ = parse_document(&text, &bytes);
+    }
+
+    #[test]
+    fn a_changed_field_never_panics(
+        field in prop_oneof![
+            Just("/schemaVersion"), Just("/mediaType"), Just("/config"), Just("/config/size"),
+            Just("/config/digest"), Just("/layers"), Just("/layers/0"), Just("/layers/0/size"),
+            Just("/layers/0/mediaType"),
+        ],
+        value in prop_oneof![
+            Just(Value::Null), any::<i64>().prop_map(Value::from), "\\PC{0,20}".prop_map(Value::from),
+            Just(json!([])), Just(json!({})), Just(json!([[]])),
+        ],
+    ) {
+        let mut document = manifest(vec![layer(GZIP)]);
+        *document.pointer_mut(field).unwrap() = value;
+        if let Err(error) = parse(OCI_MANIFEST, &document) {
+            prop_assert!(error.to_string().len() < 1000);
+        }
+    }
+}

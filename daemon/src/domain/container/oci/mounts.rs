@@ -1,0 +1,203 @@
+//! The mounts of a container: what every one has, the pod's files, the volumes.
+
+use std::path::Path;
+
+use super::{ContainerInput, Mount, OciError, clean_container_path, paths};
+use crate::domain::container::spec::{MountPropagation, MountSpec};
+
+/// Mounts in order, and the propagation of the root that some of them need.
+#[derive(Debug)]
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<Mount>,
+    pub(super) rootfs_propagation: Option<&'static str>,
+}
+
+/// All mounts of a container.
+///
+/// A volume takes the place of a default mount at the same path, and a volume at /dev of all below it. Parents
+/// come before what is below them; otherwise defaults come first and the order of the request is kept.
+pub(super) fn container_mounts(
+    input: &ContainerInput<'_>,
+    cgroup_namespace: bool,
+) -> Result<Mounts, OciError> {
+    let asked = &input.container.mounts;
+    let volumes = asked
+        .iter()
+        .map(|spec| volume(spec, input))
+        .collect::<Result<Vec<_>, _>>()?;
+    let is_volume = |path: &str| volumes.iter().any(|volume| volume.destination == path);
+    let own_dev = is_volume("/dev");
+
+    let mut mounts = defaults(input, cgroup_namespace);
+    mounts.retain(|mount| !(own_dev && mount.destination.starts_with("/dev/")));
+    mounts.extend(pod_files(input)?);
+    mounts.retain(|mount| !is_volume(&mount.destination));
+    mounts.extend(volumes);
+    mounts.sort_by_key(|mount| mount.destination.matches('/').count());
+
+    let has = |propagation| asked.iter().any(|mount| mount.propagation == propagation);
+    let rootfs_propagation = if has(MountPropagation::Bidirectional) {
+        Some("rshared")
+    } else if has(MountPropagation::HostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    };
+    Ok(Mounts {
+        mounts,
+        rootfs_propagation,
+    })
+}
+
+/// The mounts of the sandbox process: itself, and what runtimes need to start it.
+pub(super) fn sandbox_mounts(runtime_binary: &Path) -> Result<Vec<Mount>, OciError> {
+    Ok(vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "noexec", "mode=755", "size=64k"],
+        ),
+        mount(
+            "/pause",
+            "bind",
+            &paths::text(runtime_binary)?,
+            &["bind", "ro", "nosuid", "nodev"],
+        ),
+    ])
+}
+
+fn mount(destination: &str, kind: &'static str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: destination.to_owned(),
+        kind,
+        source: source.to_owned(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+    }
+}
+
+/// What every container has. The kernel's trees are read-only unless it is privileged.
+fn defaults(input: &ContainerInput<'_>, cgroup_namespace: bool) -> Vec<Mount> {
+    let kernel = if input.container.security.privileged {
+        "rw"
+    } else {
+        "ro"
+    };
+    let closed = ["nosuid", "noexec", "nodev"];
+    let mut cgroup = mount(
+        "/sys/fs/cgroup",
+        "cgroup",
+        "cgroup",
+        &["nosuid", "noexec", "nodev", "relatime", kernel],
+    );
+    if input.host.cgroup_v2 && !cgroup_namespace {
+        cgroup
+            .options
+            .extend(input.host.cgroup2_options.iter().cloned());
+    }
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &closed),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &closed),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", kernel],
+        ),
+        cgroup,
+    ];
+    if input.files.shm.is_none() {
+        let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+        mounts.push(mount("/dev/shm", "tmpfs", "shm", &options));
+    }
+    mounts
+}
+
+/// Files of the pod, writable unless the root is read-only; shared memory always is.
+fn pod_files(input: &ContainerInput<'_>) -> Result<Vec<Mount>, OciError> {
+    let access = if input.container.security.readonly_rootfs {
+        "ro"
+    } else {
+        "rw"
+    };
+    let files = input.files;
+    [
+        ("/dev/shm", &files.shm, "rw"),
+        ("/etc/hostname", &files.hostname, access),
+        ("/etc/hosts", &files.hosts, access),
+        ("/etc/resolv.conf", &files.resolv_conf, access),
+    ]
+    .into_iter()
+    .filter_map(|(destination, source, access)| {
+        source
+            .as_deref()
+            .map(|source| (destination, source, access))
+    })
+    .map(|(destination, source, access)| {
+        Ok(mount(
+            destination,
+            "bind",
+            &paths::text(source)?,
+            &["rbind", "rprivate", access],
+        ))
+    })
+    .collect()
+}
+
+fn volume(spec: &MountSpec, input: &ContainerInput<'_>) -> Result<Mount, OciError> {
+    let destination = clean_container_path("mounts.container_path", &spec.container_path)?;
+    let source = paths::host_path("mounts.host_path", &spec.host_path)?;
+    let refuse = |reason| {
+        Err(OciError::Path {
+            field: "mounts.container_path",
+            path: destination.clone(),
+            reason,
+        })
+    };
+    if destination == "/" {
+        return refuse("the root of the container is not a place for a volume");
+    }
+    let propagation = match spec.propagation {
+        MountPropagation::Private => "rprivate",
+        MountPropagation::HostToContainer => "rslave",
+        MountPropagation::Bidirectional => "rshared",
+    };
+    let access = match (spec.recursive_read_only, spec.readonly) {
+        (false, false) => "rw",
+        (false, true) => "ro",
+        (true, false) => return refuse("recursive read-only mount that is not read-only"),
+        (true, true) if spec.propagation != MountPropagation::Private => {
+            return refuse("recursive read-only mount that is not private");
+        }
+        (true, true) if !input.host.recursive_read_only => {
+            return Err(OciError::RecursiveReadOnlyUnsupported { path: destination });
+        }
+        (true, true) => "rro",
+    };
+    Ok(mount(
+        &destination,
+        "bind",
+        &source,
+        &["rbind", propagation, access],
+    ))
+}

@@ -1,3 +1,5 @@
-//! Content addressing: digests and the blobs kept under them.
+//! Content addressing: digests, the blobs kept under them, and layers on their way in.
 
 pub mod digest;
+pub(crate) mod ingest;
+pub mod store;

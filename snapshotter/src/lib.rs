@@ -1,8 +1,35 @@
 //! axil-snapshotter: content-addressed blobs, verified unpacking, overlayfs snapshots and their
 //! garbage collection. It knows nothing of registries, manifests or the CRI.
+//!
+//! The API is synchronous; callers with an event loop move it to blocking threads. Everything
+//! starts at [`Store::open`].
 
 #![forbid(unsafe_code)]
 
 pub mod content;
+pub mod gc;
+pub mod layer;
+pub mod mount;
+pub mod snapshot;
+
+mod confined;
+mod durable;
+mod error;
+mod overlay;
+mod store;
+mod tree;
 
 pub use content::digest::{Algorithm, Digest, ParseDigestError};
+pub use content::store::ContentError;
+pub use error::{ErrorClass, PathError};
+pub use gc::{GcError, Reclaimed, Roots};
+pub use layer::apply::ApplyError;
+pub use layer::inflate::Compression;
+pub use layer::limits::Limits;
+pub use layer::tar::TarError;
+pub use layer::{LayerError, LayerIngest, LayerRequest, StagedLayer};
+pub use mount::{Mount, MountError};
+pub use snapshot::chain::ChainId;
+pub use snapshot::store::SnapshotError;
+pub use store::{DamagedRecord, Lease, OpenError, Store};
+pub use tree::Usage;

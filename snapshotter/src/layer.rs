@@ -1,0 +1,496 @@
+//! Layers: from a compressed blob to a committed snapshot.
+//!
+//! `begin_layer` leases the layer, `LayerIngest::unpack` runs the pipeline of `pipeline.rs` into a
+//! directory of its own, without looking at other layers, so that several layers unpack at once;
+//! `commit_layers` settles what depends on the layers below (`settle.rs`), makes everything
+//! durable with one syncfs, and writes the records that make the layers exist.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::syncfs;
+
+use self::apply::{Applied, ApplyError};
+use self::inflate::Compression;
+use self::limits::Limits;
+use crate::confined::open_dir;
+use crate::content::digest::Digest;
+use crate::content::ingest::{self, Partial};
+use crate::durable::{atomic_write_unsynced, sync_dir};
+use crate::error::{ErrorClass, PathError};
+use crate::snapshot::chain::ChainId;
+use crate::snapshot::kind::{LayerRecord, Record, SnapshotId};
+use crate::store::{InFlight, Shared, Store, make_new_dir, record_name};
+use crate::tree::{Usage, measure};
+
+pub mod apply;
+pub(crate) mod attributes;
+pub(crate) mod channel;
+pub(crate) mod entry;
+pub(crate) mod header;
+pub mod inflate;
+pub mod limits;
+pub(crate) mod pax;
+pub(crate) mod pipeline;
+pub(crate) mod settle;
+pub(crate) mod sparse;
+pub(crate) mod stack;
+pub mod tar;
+pub(crate) mod whiteout;
+
+/// A layer to be pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerRequest {
+    /// Digest of the compressed blob, from the manifest.
+    pub blob: Digest,
+    /// Size of the compressed blob in bytes, from the manifest.
+    pub size: u64,
+    /// How the blob is compressed, from its media type.
+    pub compression: Compression,
+    /// Digest of the inflated archive, from the configuration of the image.
+    pub diff_id: Digest,
+    /// Name of the layer with everything below it.
+    pub chain: ChainId,
+    /// The layer directly below; it may still be on its way.
+    pub parent: Option<ChainId>,
+    /// Bounds on what the layer may contain.
+    pub limits: Limits,
+}
+
+/// Why a layer was not unpacked or not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The chain id does not follow from the parent and the diff id.
+    #[error("chain id {chain} does not follow from its parent and diff id; expected {expected}")]
+    Chain {
+        /// The chain id asked for.
+        chain: ChainId,
+        /// What it has to be.
+        expected: ChainId,
+    },
+    /// Another caller is pulling this layer.
+    #[error("layer {chain} is already being pulled")]
+    Busy {
+        /// Its name.
+        chain: ChainId,
+    },
+    /// The layer is committed already.
+    #[error("layer {chain} is already in the store")]
+    AlreadyExists {
+        /// Its name.
+        chain: ChainId,
+    },
+    /// The layer below is neither committed nor earlier in the list.
+    #[error("layer {chain}: its parent {parent} is not in the store")]
+    ParentMissing {
+        /// The layer.
+        chain: ChainId,
+        /// The missing one.
+        parent: ChainId,
+    },
+    /// The source failed. What was received is kept for the next attempt.
+    #[error("layer blob {blob}: transfer failed after {received} bytes")]
+    Source {
+        /// The blob.
+        blob: Digest,
+        /// Bytes kept.
+        received: u64,
+        /// What the source said.
+        source: std::io::Error,
+    },
+    /// The source ended early. What was received is kept for the next attempt.
+    #[error("layer blob {blob}: transfer ended after {received} of {size} bytes")]
+    Truncated {
+        /// The blob.
+        blob: Digest,
+        /// Bytes kept.
+        received: u64,
+        /// Bytes expected.
+        size: u64,
+    },
+    /// The source gave more bytes than announced.
+    #[error("layer blob {blob} is larger than the {size} bytes announced")]
+    TooLarge {
+        /// The blob.
+        blob: Digest,
+        /// Bytes expected.
+        size: u64,
+    },
+    /// The blob is not what was asked for. When `resumed` is not zero the fault may be in what an
+    /// earlier attempt left, which is deleted now: trying again is worthwhile.
+    #[error("layer blob {expected} has digest {found} ({resumed} bytes were kept from earlier)")]
+    BlobDigest {
+        /// Digest asked for.
+        expected: Digest,
+        /// Digest received.
+        found: Digest,
+        /// Bytes that came from an earlier attempt.
+        resumed: u64,
+    },
+    /// The inflated archive is not the one the configuration names.
+    #[error("layer with diff id {expected} inflates to {found}")]
+    DiffId {
+        /// Diff id of the configuration.
+        expected: Digest,
+        /// Digest of the archive.
+        found: Digest,
+    },
+    /// The blob is not valid compressed data.
+    #[error("layer blob {blob} cannot be inflated as {compression:?}")]
+    Inflate {
+        /// The blob.
+        blob: Digest,
+        /// How it was said to be compressed.
+        compression: Compression,
+        /// What the decoder said.
+        source: std::io::Error,
+    },
+    /// The archive could not be applied.
+    #[error("cannot unpack layer {diff_id}")]
+    Apply {
+        /// Diff id of the layer.
+        diff_id: Digest,
+        /// Why.
+        source: ApplyError,
+    },
+    /// A thread of the pipeline could not be started or panicked.
+    #[error("unpack thread {stage} failed: {reason}")]
+    Thread {
+        /// Which one.
+        stage: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
+impl LayerError {
+    /// Returns the class.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Chain { .. }
+            | Self::TooLarge { .. }
+            | Self::BlobDigest { resumed: 0, .. }
+            | Self::DiffId { .. }
+            | Self::Inflate { .. } => ErrorClass::InvalidArgument,
+            Self::AlreadyExists { .. } => ErrorClass::AlreadyExists,
+            Self::ParentMissing { .. } => ErrorClass::FailedPrecondition,
+            Self::Busy { .. }
+            | Self::Source { .. }
+            | Self::Truncated { .. }
+            | Self::BlobDigest { .. } => ErrorClass::Unavailable,
+            Self::Apply { source, .. } => source.class(),
+            Self::Thread { .. } => ErrorClass::Internal,
+            Self::Path(error) => error.class(),
+        }
+    }
+
+    /// Tells whether the compressed bytes received so far are worth keeping.
+    fn keeps_partial(&self) -> bool {
+        matches!(self, Self::Source { .. } | Self::Truncated { .. })
+    }
+}
+
+/// A leased layer, ready to receive its blob. Dropping it gives the lease back and keeps what was
+/// received before.
+#[derive(Debug)]
+pub struct LayerIngest {
+    lease: LayerLease,
+    partial: Partial,
+}
+
+/// An unpacked layer nobody can see yet. Dropping it removes its files; the compressed bytes stay
+/// for another attempt until the layer is committed.
+#[derive(Debug)]
+pub struct StagedLayer {
+    lease: LayerLease,
+    directory: StagingDir,
+    partial: String,
+    applied: Applied,
+    usage: Usage,
+}
+
+impl StagedLayer {
+    /// Returns the name of the layer.
+    #[must_use]
+    pub fn chain(&self) -> &ChainId {
+        &self.lease.request.chain
+    }
+
+    /// Returns what the unpacked files occupy.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+/// Keeps other callers and garbage collection away from a layer.
+#[derive(Debug)]
+struct LayerLease {
+    shared: Arc<Shared>,
+    request: LayerRequest,
+}
+
+impl Drop for LayerLease {
+    fn drop(&mut self) {
+        self.shared.index().in_flight.remove(&self.request.chain);
+    }
+}
+
+/// A snapshot directory without a record; removed when dropped.
+#[derive(Debug)]
+struct StagingDir {
+    shared: Arc<Shared>,
+    id: SnapshotId,
+    /// A record exists, or removal was tried.
+    is_settled: bool,
+}
+
+impl StagingDir {
+    fn new(shared: &Arc<Shared>) -> Result<(Self, OwnedFd), PathError> {
+        let (id, dir) = shared.new_snapshot_dir()?;
+        let staging = Self {
+            shared: shared.clone(),
+            id,
+            is_settled: false,
+        };
+        let files = make_new_dir(&dir, "fs")?;
+        Ok((staging, files))
+    }
+}
+
+impl Drop for StagingDir {
+    fn drop(&mut self) {
+        if !self.is_settled
+            && let Err(error) = self.shared.remove_snapshot_dir(self.id)
+        {
+            // Without a record it goes when the store is opened next; until then it is reported.
+            let path = format!("snapshots/{}", self.id);
+            self.shared
+                .index()
+                .report(path, format!("not removed: {}", error.source));
+        }
+    }
+}
+
+impl Store {
+    /// Tells whether a layer is committed.
+    #[must_use]
+    pub fn has_layer(&self, chain: &ChainId) -> bool {
+        self.shared.index().layers.contains_key(chain)
+    }
+
+    /// Returns what a committed layer occupies.
+    #[must_use]
+    pub fn layer_usage(&self, chain: &ChainId) -> Option<Usage> {
+        self.shared
+            .index()
+            .layers
+            .get(chain)
+            .map(|layer| layer.usage)
+    }
+
+    /// Leases a layer for pulling. The parent may be on its way as well.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the chain id does not fit, `AlreadyExists` when the layer is
+    /// committed, `Unavailable` when somebody else is pulling it.
+    pub fn begin_layer(&self, request: LayerRequest) -> Result<LayerIngest, LayerError> {
+        let expected = match &request.parent {
+            Some(parent) => parent.extend(&request.diff_id),
+            None => ChainId::first(&request.diff_id),
+        };
+        let chain = request.chain.clone();
+        if chain != expected {
+            return Err(LayerError::Chain { chain, expected });
+        }
+        {
+            let mut index = self.shared.index();
+            if index.layers.contains_key(&chain) {
+                return Err(LayerError::AlreadyExists { chain });
+            }
+            if index.in_flight.contains_key(&chain) {
+                return Err(LayerError::Busy { chain });
+            }
+            let kept = InFlight {
+                parent: request.parent.clone(),
+                blob: request.blob.clone(),
+            };
+            index.in_flight.insert(chain.clone(), kept);
+        }
+        let lease = LayerLease {
+            shared: self.shared.clone(),
+            request,
+        };
+        let request = &lease.request;
+        let partial = Partial::open(&self.shared.ingest, &chain, &request.blob, request.size)?;
+        Ok(LayerIngest { lease, partial })
+    }
+
+    /// Makes unpacked layers visible, all or none of those that fail before the records are
+    /// written. The list is in chain order; each parent is committed or earlier in the list.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when a parent is missing, `InvalidArgument` when a layer refers to
+    /// files no layer below has, `Exhausted` on a full disk. Layers that were not committed are
+    /// removed.
+    pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), LayerError> {
+        let stacks = self.stacks_below(&staged)?;
+        let mut staged = staged;
+        for (layer, below) in staged.iter_mut().zip(stacks) {
+            layer.settle(below)?;
+        }
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let failed = |what| move |source| PathError::new(what, "snapshots", source);
+        // Order: file data first, then the records, then the directory that holds the records.
+        syncfs(&self.shared.snapshots).map_err(|error| failed("sync")(error.into()))?;
+        let mut recorded = Vec::new();
+        let mut outcome = Ok(());
+        for mut layer in staged {
+            let record = layer.record();
+            let name = record_name(record.id);
+            let bytes = Record::Layer(record.clone()).to_json();
+            if let Err(source) = atomic_write_unsynced(&self.shared.meta, &name, &bytes) {
+                let path = format!("snapshots/meta/{name}");
+                outcome = Err(PathError::new("write", path, source).into());
+                // Those above it have no parent now; they are dropped with it.
+                break;
+            }
+            layer.directory.is_settled = true;
+            recorded.push((layer, record));
+        }
+        sync_dir(&self.shared.meta).map_err(failed("sync directory"))?;
+        for (layer, record) in recorded {
+            self.shared
+                .index()
+                .layers
+                .insert(record.chain.clone(), record);
+            ingest::discard(&self.shared.ingest, &layer.partial)?;
+        }
+        outcome
+    }
+
+    /// Returns for each layer the directories below it, top first.
+    fn stacks_below(&self, staged: &[StagedLayer]) -> Result<Vec<Vec<SnapshotId>>, LayerError> {
+        let index = self.shared.index();
+        let mut stacks: Vec<Vec<SnapshotId>> = Vec::new();
+        for (position, layer) in staged.iter().enumerate() {
+            let request = &layer.lease.request;
+            let Some(parent) = &request.parent else {
+                stacks.push(Vec::new());
+                continue;
+            };
+            let earlier = staged[..position]
+                .iter()
+                .position(|other| other.chain() == parent);
+            let stack = if let Some(earlier) = earlier {
+                let mut stack = vec![staged[earlier].directory.id];
+                if !staged[earlier].applied.opaque_root {
+                    stack.extend(&stacks[earlier]);
+                }
+                stack
+            } else {
+                index
+                    .lowers(parent)
+                    .map_err(|missing| LayerError::ParentMissing {
+                        chain: request.chain.clone(),
+                        parent: missing,
+                    })?
+            };
+            stacks.push(stack);
+        }
+        Ok(stacks)
+    }
+}
+
+impl LayerIngest {
+    /// Returns how many bytes of the blob are here from an interrupted pull. The source given to
+    /// [`Self::unpack`] starts at this offset.
+    #[must_use]
+    pub fn resume_offset(&self) -> u64 {
+        self.partial.length()
+    }
+
+    /// Reads the rest of the blob from `source` to its end and unpacks the layer while it comes
+    /// in. Both digests and the size are checked. The source has to bound its own waits.
+    ///
+    /// # Errors
+    /// `Unavailable` when the source failed or ended early (what came is kept), `InvalidArgument`
+    /// for a wrong digest or a bad archive, `Exhausted` for a full disk or a limit. Nothing of
+    /// the unpacked files stays.
+    pub fn unpack(self, source: impl std::io::Read + Send) -> Result<StagedLayer, LayerError> {
+        let Self { lease, mut partial } = self;
+        let shared = lease.shared.clone();
+        let name = partial.name.clone();
+        let (directory, files) = StagingDir::new(&shared)?;
+        let keep = files
+            .try_clone()
+            .map_err(|source| PathError::new("open", "snapshots", source));
+        let unpacked = keep.map_err(LayerError::from).and_then(|root| {
+            let applied = pipeline::run(&lease.request, &mut partial, source, root)?;
+            let usage = measure(files)
+                .map_err(|source| PathError::new("measure", "the unpacked layer", source))?;
+            Ok((applied, usage))
+        });
+        match unpacked {
+            Ok((applied, usage)) => Ok(StagedLayer {
+                lease,
+                directory,
+                partial: name,
+                applied,
+                usage,
+            }),
+            Err(error) => {
+                if !error.keeps_partial() || partial.length() == 0 {
+                    ingest::discard(&shared.ingest, &name)?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl StagedLayer {
+    /// Completes the layer with what only the layers below know.
+    fn settle(&mut self, below: Vec<SnapshotId>) -> Result<(), LayerError> {
+        let shared = &self.lease.shared;
+        let id = self.directory.id;
+        let pending = std::mem::take(&mut self.applied.pending);
+        let below = if self.applied.opaque_root {
+            Vec::new()
+        } else {
+            below
+        };
+        let added = settle::settle(&shared.snapshots, id, below, pending).map_err(|source| {
+            LayerError::Apply {
+                diff_id: self.lease.request.diff_id.clone(),
+                source,
+            }
+        })?;
+        if added {
+            let files = open_dir(&shared.snapshots, format!("{id}/fs").as_bytes());
+            self.usage = files
+                .and_then(measure)
+                .map_err(|source| PathError::new("measure", format!("snapshots/{id}"), source))?;
+        }
+        Ok(())
+    }
+
+    fn record(&self) -> LayerRecord {
+        let request = &self.lease.request;
+        LayerRecord {
+            id: self.directory.id,
+            chain: request.chain.clone(),
+            parent: request.parent.clone(),
+            diff_id: request.diff_id.clone(),
+            blob: request.blob.clone(),
+            usage: self.usage,
+            opaque_root: self.applied.opaque_root,
+        }
+    }
+}

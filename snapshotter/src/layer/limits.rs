@@ -1,0 +1,44 @@
+//! The bounds on what one layer may make us do, each with a name and a default.
+
+/// Bounds on one layer. Reaching one refuses the layer with an error that names the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the layer after inflating, tar headers and padding included.
+    pub unpacked_bytes: u64,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Bytes of one path or link target; Linux takes 4095 (`PATH_MAX`).
+    pub path_bytes: usize,
+    /// Components of one path.
+    pub path_depth: usize,
+    /// Bytes of one file name; Linux takes 255 (`NAME_MAX`).
+    pub name_bytes: usize,
+    /// Bytes of one extended attribute; Linux takes 65536 (`XATTR_SIZE_MAX`).
+    pub xattr_bytes: usize,
+    /// Bytes of one PAX extended header, and so of all attributes of a file.
+    pub pax_bytes: u64,
+    /// Segments of one sparse file.
+    pub sparse_segments: usize,
+    /// Bytes of directory and link names that have to be remembered until the end of the layer.
+    pub remembered_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            unpacked_bytes: 64 << 30,
+            entries: 2_000_000,
+            path_bytes: 4095,
+            path_depth: 256,
+            name_bytes: 255,
+            xattr_bytes: 65_536,
+            pax_bytes: 1 << 20,
+            sparse_segments: 65_536,
+            remembered_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Largest window a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --ultra -22`
+/// uses. RFC 8878 recommends decoders to support 8 MiB.
+pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;

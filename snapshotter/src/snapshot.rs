@@ -1,0 +1,5 @@
+//! Snapshots: committed layers and the writable layers of containers.
+
+pub mod chain;
+pub(crate) mod kind;
+pub mod store;

@@ -1,0 +1,298 @@
+//! Writable layers of containers: made, mounted, measured and removed by key.
+
+use rustix::fs::{AtFlags, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::chain::ChainId;
+use super::kind::{ActiveRecord, Record, SnapshotId};
+use crate::confined::open_dir;
+use crate::durable::{atomic_write, sync_dir};
+use crate::error::{ErrorClass, PathError, shown};
+use crate::layer::attributes::{apply_open, read_open};
+use crate::mount::Mount;
+use crate::overlay::{self, LOWERS_MAX};
+use crate::store::{Active, ActivePhase, Index, Store, make_new_dir, record_name, removing_name};
+use crate::tree::{Usage, measure};
+
+/// Longest key, in bytes.
+const KEY_MAX: usize = 256;
+
+/// Why a snapshot could not be made, used or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The key is empty or too long.
+    #[error("snapshot key \"{key}\" is empty or longer than {KEY_MAX} bytes")]
+    Key {
+        /// The key, cut.
+        key: String,
+    },
+    /// There is one with this key.
+    #[error("snapshot {key} already exists")]
+    AlreadyExists {
+        /// The key.
+        key: String,
+    },
+    /// There is none with this key.
+    #[error("snapshot {key} does not exist")]
+    NotFound {
+        /// The key.
+        key: String,
+    },
+    /// It is being made or removed by another caller.
+    #[error("snapshot {key} is being made or removed")]
+    Busy {
+        /// The key.
+        key: String,
+    },
+    /// A layer of the stack is not in the store; the image has to be pulled again.
+    #[error("layer {chain} is not in the store")]
+    LayerMissing {
+        /// The missing layer.
+        chain: ChainId,
+    },
+    /// Overlayfs does not take that many layers.
+    #[error("layer {chain} lies on {count} layers, overlayfs takes {LOWERS_MAX}")]
+    TooManyLayers {
+        /// The top layer.
+        chain: ChainId,
+        /// Layers including it.
+        count: usize,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
+impl SnapshotError {
+    /// Returns the class.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Key { .. } | Self::TooManyLayers { .. } => ErrorClass::InvalidArgument,
+            Self::AlreadyExists { .. } => ErrorClass::AlreadyExists,
+            Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::Busy { .. } => ErrorClass::Unavailable,
+            Self::LayerMissing { .. } => ErrorClass::FailedPrecondition,
+            Self::Path(error) => error.class(),
+        }
+    }
+}
+
+impl Store {
+    /// Makes the writable layer `key` on top of a committed layer, or of nothing, and returns how
+    /// to mount it. It survives a restart.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a key in use, `FailedPrecondition` when a layer is missing,
+    /// `InvalidArgument` for a bad key or too many layers, `Exhausted` on a full disk. Nothing
+    /// stays after an error.
+    pub fn prepare(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        if key.is_empty() || key.len() > KEY_MAX {
+            return Err(SnapshotError::Key {
+                key: shown(key.as_bytes()),
+            });
+        }
+        let lowers = {
+            let mut index = self.shared.index();
+            if index.actives.contains_key(key) {
+                return Err(SnapshotError::AlreadyExists {
+                    key: key.to_owned(),
+                });
+            }
+            let lowers = match parent {
+                Some(chain) => index
+                    .lowers(chain)
+                    .map_err(|chain| SnapshotError::LayerMissing { chain })?,
+                None => Vec::new(),
+            };
+            if let Some(chain) = parent
+                && lowers.len() > LOWERS_MAX
+            {
+                let count = lowers.len();
+                return Err(SnapshotError::TooManyLayers {
+                    chain: chain.clone(),
+                    count,
+                });
+            }
+            // From here on garbage collection keeps the layers, and the key is taken.
+            let record = ActiveRecord {
+                id: 0,
+                key: key.to_owned(),
+                parent: parent.cloned(),
+                lowers: lowers.clone(),
+            };
+            let active = Active {
+                record,
+                phase: ActivePhase::Preparing,
+            };
+            index.actives.insert(key.to_owned(), active);
+            lowers
+        };
+        let made = self.make_active(key, parent, lowers);
+        let mut index = self.shared.index();
+        match made {
+            Ok(record) => {
+                let mounts = overlay::mounts(&self.shared.root, &record);
+                let active = Active {
+                    record,
+                    phase: ActivePhase::Ready,
+                };
+                index.actives.insert(key.to_owned(), active);
+                Ok(mounts)
+            }
+            Err(error) => {
+                index.actives.remove(key);
+                Err(error)
+            }
+        }
+    }
+
+    fn make_active(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        lowers: Vec<SnapshotId>,
+    ) -> Result<ActiveRecord, SnapshotError> {
+        let (id, dir) = self.shared.new_snapshot_dir()?;
+        let record = ActiveRecord {
+            id,
+            key: key.to_owned(),
+            parent: parent.cloned(),
+            lowers,
+        };
+        let made = (|| {
+            let files = make_new_dir(&dir, "fs")?;
+            make_new_dir(&dir, "work")?;
+            // The root of an overlay shows the attributes of its upper directory.
+            let top = record.lowers.first().map(|id| format!("{id}/fs"));
+            let described = match &top {
+                Some(top) => open_dir(&self.shared.snapshots, top.as_bytes())
+                    .and_then(read_open)
+                    .and_then(|metadata| apply_open(&files, &metadata, true)),
+                None => rustix::fs::fchmod(&files, rustix::fs::Mode::from_raw_mode(0o755))
+                    .map_err(Into::into),
+            };
+            described.map_err(|source| {
+                PathError::new("set metadata of", format!("snapshots/{id}/fs"), source)
+            })?;
+            let bytes = Record::Active(record.clone()).to_json();
+            atomic_write(&self.shared.meta, &record_name(id), &bytes).map_err(|source| {
+                PathError::new(
+                    "write",
+                    format!("snapshots/meta/{}", record_name(id)),
+                    source,
+                )
+            })
+        })();
+        if let Err(error) = made {
+            // The record may exist if only the sync failed.
+            let _ = unlinkat(&self.shared.meta, record_name(id), AtFlags::empty());
+            if let Err(left) = self.shared.remove_snapshot_dir(id) {
+                let reason = format!("not removed: {}", left.source);
+                self.shared
+                    .index()
+                    .report(format!("snapshots/{id}"), reason);
+            }
+            return Err(error.into());
+        }
+        Ok(record)
+    }
+
+    /// Returns how to mount the writable layer `key`.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown key, `Unavailable` while it is being made or removed.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
+        let index = self.shared.index();
+        let record = ready(&index, key)?;
+        Ok(overlay::mounts(&self.shared.root, record))
+    }
+
+    /// Removes the writable layer `key` and returns whether it existed. It must not be mounted.
+    /// When this returns the space is free. A failed removal can be tried again.
+    ///
+    /// # Errors
+    /// `Unavailable` while another caller makes or removes it, otherwise the class of the I/O
+    /// error.
+    pub fn remove(&self, key: &str) -> Result<bool, SnapshotError> {
+        let id = {
+            let mut index = self.shared.index();
+            let Some(active) = index.actives.get_mut(key) else {
+                return Ok(false);
+            };
+            if active.phase != ActivePhase::Ready {
+                return Err(SnapshotError::Busy {
+                    key: key.to_owned(),
+                });
+            }
+            active.phase = ActivePhase::Removing;
+            active.record.id
+        };
+        let removed = self.remove_snapshot(id);
+        let mut index = self.shared.index();
+        match removed {
+            Ok(()) => {
+                index.actives.remove(key);
+                Ok(true)
+            }
+            Err(error) => {
+                if let Some(active) = index.actives.get_mut(key) {
+                    active.phase = ActivePhase::Ready;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Removes a snapshot of either kind: first the record, so that a crash in between leaves
+    /// something to finish and nothing half there.
+    pub(crate) fn remove_snapshot(&self, id: SnapshotId) -> Result<(), PathError> {
+        let (record, removing) = (record_name(id), removing_name(id));
+        let failed = |source| PathError::new("remove", format!("snapshots/meta/{record}"), source);
+        let meta = &self.shared.meta;
+        match renameat(meta, &*record, meta, &*removing) {
+            // Missing after an earlier attempt got this far.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        sync_dir(meta).map_err(failed)?;
+        self.shared.remove_snapshot_dir(id)?;
+        match unlinkat(meta, &*removing, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Measures the writable layer `key`, mounted or not.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown key, `Unavailable` while it is being made or removed.
+    pub fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
+        let id = ready(&self.shared.index(), key)?.id;
+        let path = format!("{id}/fs");
+        open_dir(&self.shared.snapshots, path.as_bytes())
+            .and_then(measure)
+            .map_err(|source| PathError::new("measure", format!("snapshots/{path}"), source).into())
+    }
+
+    /// Returns the keys of all writable layers, sorted.
+    #[must_use]
+    pub fn active_keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.shared.index().actives.keys().cloned().collect();
+        keys.sort_unstable();
+        keys
+    }
+}
+
+fn ready<'a>(index: &'a Index, key: &str) -> Result<&'a ActiveRecord, SnapshotError> {
+    let key_text = || shown(key.as_bytes());
+    match index.actives.get(key) {
+        None => Err(SnapshotError::NotFound { key: key_text() }),
+        Some(active) if active.phase == ActivePhase::Ready => Ok(&active.record),
+        Some(_) => Err(SnapshotError::Busy { key: key_text() }),
+    }
+}

@@ -1,0 +1,546 @@
+//! The store as a whole: opening it, what is kept in memory about it, and leases.
+//!
+//! ```text
+//! <root>/lock                              held while a store is open
+//! <root>/content/blobs/<alg>/<hex>         whole, verified, durable
+//! <root>/content/ingest/<chain>.<alg>.<hex>.part   compressed layer as far as it was received
+//! <root>/snapshots/<id>/fs                 files of a layer or of a container
+//! <root>/snapshots/<id>/work               work directory of overlayfs, containers only
+//! <root>/snapshots/meta/<id>.json          makes <id> exist
+//! <root>/snapshots/meta/<id>.removing      <id> is being removed
+//! ```
+//!
+//! Invariant: a record appears after what it names is on disk and goes before it goes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat, statat,
+    unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::confined::{open_beneath, open_dir};
+use crate::content::digest::{Algorithm, Digest};
+use crate::content::ingest;
+use crate::durable::TMP_PREFIX;
+use crate::error::{ErrorClass, PathError};
+use crate::gc::Roots;
+use crate::snapshot::chain::ChainId;
+use crate::snapshot::kind::{ActiveRecord, LayerRecord, RECORD_MAX, Record, SnapshotId};
+use crate::tree::{Usage, allocated, remove_tree};
+
+/// Content, layers and snapshots below one root directory. Cheap to clone; all clones are the
+/// same store.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.shared.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all clones of a store and its leases share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) root: PathBuf,
+    pub(crate) blobs: OwnedFd,
+    pub(crate) ingest: OwnedFd,
+    pub(crate) snapshots: OwnedFd,
+    pub(crate) meta: OwnedFd,
+    index: Mutex<Index>,
+    /// Keeps a second process out.
+    _lock: OwnedFd,
+}
+
+/// What is known about the disk. Small values only; no lock is held while files are written,
+/// except for the unlink of a single blob.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) blobs: BTreeMap<Digest, u64>,
+    pub(crate) layers: HashMap<ChainId, LayerRecord>,
+    pub(crate) actives: HashMap<String, Active>,
+    /// Layers being pulled.
+    pub(crate) in_flight: HashMap<ChainId, InFlight>,
+    /// Sets kept by a [`Lease`].
+    pub(crate) leases: HashMap<u64, Roots>,
+    pub(crate) damaged: Vec<DamagedRecord>,
+    next_id: SnapshotId,
+    next_lease: u64,
+}
+
+/// What a layer being pulled needs kept.
+#[derive(Debug, Clone)]
+pub(crate) struct InFlight {
+    pub(crate) parent: Option<ChainId>,
+    pub(crate) blob: Digest,
+}
+
+/// A container's snapshot and whether it can be used.
+#[derive(Debug, Clone)]
+pub(crate) struct Active {
+    pub(crate) record: ActiveRecord,
+    pub(crate) phase: ActivePhase,
+}
+
+/// Where a container's snapshot is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ActivePhase {
+    Preparing,
+    Ready,
+    Removing,
+}
+
+/// Something in the store that cannot be used. It is left on disk for the operator, out of the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRecord {
+    /// The file or directory, relative to the root of the store.
+    pub path: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The root path has a character that overlay mount options cannot carry.
+    #[error("store root {path:?} contains {character:?}, which overlay mount options cannot carry")]
+    RootPath {
+        /// The path.
+        path: PathBuf,
+        /// The first such character.
+        character: char,
+    },
+    /// The root path is relative.
+    #[error("store root {path:?} is not absolute")]
+    Relative {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The root directory belongs to somebody else, who could change it under us.
+    #[error("store root {path:?} belongs to uid {owner}, not to uid {expected}")]
+    Owner {
+        /// The path.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The user of this process.
+        expected: u32,
+    },
+    /// Another process, or another store of this one, has it open.
+    #[error("store root {path:?} is in use by another process")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
+impl OpenError {
+    /// Returns the class.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::RootPath { .. } | Self::Relative { .. } => ErrorClass::InvalidArgument,
+            Self::Owner { .. } => ErrorClass::FailedPrecondition,
+            Self::InUse { .. } => ErrorClass::Unavailable,
+            Self::Path(error) => error.class(),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store below `root`, making it if it is not there. Sweeps what an interrupted
+    /// process left unfinished, except compressed layers that a pull can resume.
+    ///
+    /// # Errors
+    /// `Unavailable` when another process has it open, `InvalidArgument` for a path that cannot
+    /// be used in mount options, otherwise the class of the I/O error. Damaged records are not an
+    /// error; see [`Store::damaged`].
+    pub fn open(root: &Path) -> Result<Self, OpenError> {
+        check_path(root)?;
+        std::fs::create_dir_all(root)
+            .map_err(|source| PathError::new("create", root.display(), source))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = openat(CWD, root, flags, Mode::empty())
+            .map_err(|error| PathError::new("open", root.display(), error))?;
+        let owner = fstat(&top)
+            .map_err(|error| PathError::new("stat", root.display(), error))?
+            .st_uid;
+        let expected = geteuid().as_raw();
+        if owner != expected {
+            return Err(OpenError::Owner {
+                path: root.to_owned(),
+                owner,
+                expected,
+            });
+        }
+        // Set-user-id programs of images must be out of reach of local users (CVE-2021-41103).
+        fchmod(&top, Mode::RWXU)
+            .map_err(|error| PathError::new("set mode of", root.display(), error))?;
+        let lock = lock(&top, root)?;
+        let content = make_dir(&top, "content")?;
+        let blobs = make_dir(&content, "blobs")?;
+        let ingest = make_dir(&content, "ingest")?;
+        let snapshots = make_dir(&top, "snapshots")?;
+        let meta = make_dir(&snapshots, "meta")?;
+        let mut index = Index::default();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let dir = make_dir(&blobs, algorithm.as_str())?;
+            load_blobs(&dir, algorithm, &mut index)?;
+        }
+        ingest::sweep(&ingest)?;
+        load_snapshots(&snapshots, &meta, &mut index)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                root: root.to_owned(),
+                blobs,
+                ingest,
+                snapshots,
+                meta,
+                index: Mutex::new(index),
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Returns what was found unusable, on opening and since.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<DamagedRecord> {
+        self.shared.index().damaged.clone()
+    }
+
+    /// Keeps blobs and layers from garbage collection until the lease is dropped. They need not
+    /// exist yet: a pull leases everything its manifest names before it stores anything, and
+    /// drops the lease after the image is recorded.
+    pub fn lease(&self, kept: Roots) -> Lease {
+        let mut index = self.shared.index();
+        let number = index.next_lease;
+        index.next_lease += 1;
+        index.leases.insert(number, kept);
+        Lease {
+            shared: self.shared.clone(),
+            number,
+        }
+    }
+
+    /// Returns what blobs, committed layers and partial downloads occupy, from recorded sizes.
+    ///
+    /// # Errors
+    /// The class of the I/O error when the directory of partial downloads cannot be read.
+    pub fn store_usage(&self) -> Result<Usage, PathError> {
+        let mut usage = ingest::usage(&self.shared.ingest)?;
+        let index = self.shared.index();
+        for size in index.blobs.values() {
+            usage += Usage {
+                bytes: *size,
+                inodes: 1,
+            };
+        }
+        for layer in index.layers.values() {
+            usage += layer.usage;
+        }
+        Ok(usage)
+    }
+}
+
+/// Keeps blobs and layers while it lives.
+#[derive(Debug)]
+#[must_use = "a lease that is dropped keeps nothing"]
+pub struct Lease {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.index().leases.remove(&self.number);
+    }
+}
+
+impl Shared {
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        // Every change of the index is a single insert or remove, so that a panic in between
+        // leaves it whole.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes an empty directory for a new snapshot.
+    pub(crate) fn new_snapshot_dir(&self) -> Result<(SnapshotId, OwnedFd), PathError> {
+        let id = {
+            let mut index = self.index();
+            index.next_id += 1;
+            index.next_id
+        };
+        let name = id.to_string();
+        make_new_dir(&self.snapshots, &name).map(|fd| (id, fd))
+    }
+
+    /// Removes the directory of a snapshot that has no record.
+    pub(crate) fn remove_snapshot_dir(&self, id: SnapshotId) -> Result<(), PathError> {
+        remove_tree(&self.snapshots, id.to_string().as_bytes())
+            .map(|_| ())
+            .map_err(|source| PathError::new("remove", format!("snapshots/{id}"), source))
+    }
+}
+
+impl Index {
+    /// Returns the layers of a stack, top first, or the name of the one that is missing.
+    pub(crate) fn stack(&self, top: &ChainId) -> Result<Vec<&LayerRecord>, ChainId> {
+        let mut stack: Vec<&LayerRecord> = Vec::new();
+        let mut next = Some(top);
+        while let Some(chain) = next {
+            let layer = self.layers.get(chain).ok_or_else(|| chain.clone())?;
+            // A record that was tampered with could name itself as its parent.
+            if stack.len() > self.layers.len() {
+                return Err(chain.clone());
+            }
+            stack.push(layer);
+            next = layer.parent.as_ref();
+        }
+        Ok(stack)
+    }
+
+    /// Returns the directories an overlay mount of a stack needs, top first. What an opaque root
+    /// hides is left out, since overlayfs does not look at that mark on the root of a layer.
+    pub(crate) fn lowers(&self, top: &ChainId) -> Result<Vec<SnapshotId>, ChainId> {
+        let stack = self.stack(top)?;
+        let visible = stack.iter().position(|layer| layer.opaque_root);
+        let visible = visible.map_or(stack.len(), |opaque| opaque + 1);
+        Ok(stack[..visible].iter().map(|layer| layer.id).collect())
+    }
+
+    pub(crate) fn report(&mut self, path: String, reason: impl Into<String>) {
+        self.damaged.push(DamagedRecord {
+            path,
+            reason: reason.into(),
+        });
+    }
+}
+
+fn check_path(root: &Path) -> Result<(), OpenError> {
+    if !root.is_absolute() {
+        return Err(OpenError::Relative {
+            path: root.to_owned(),
+        });
+    }
+    let text = root.to_string_lossy();
+    // U+FFFD stands for bytes that are not UTF-8 and could not be in a mount option string.
+    match text
+        .chars()
+        .find(|&c| matches!(c, ':' | ',' | '\\' | '\n' | char::REPLACEMENT_CHARACTER))
+    {
+        Some(character) => Err(OpenError::RootPath {
+            path: root.to_owned(),
+            character,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn lock(top: &OwnedFd, root: &Path) -> Result<OwnedFd, OpenError> {
+    let failed = |error| PathError::new("lock", root.join("lock").display(), error);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = openat(top, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::AGAIN) => Err(OpenError::InUse {
+            path: root.to_owned(),
+        }),
+        Err(error) => Err(failed(error).into()),
+    }
+}
+
+/// Opens a directory of the store, making it if needed.
+fn make_dir(parent: &OwnedFd, name: &str) -> Result<OwnedFd, PathError> {
+    match mkdirat(parent, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(PathError::new("create directory", name, error)),
+    }
+    let fd = open_dir(parent, name.as_bytes())
+        .map_err(|source| PathError::new("open directory", name, source))?;
+    fchmod(&fd, Mode::RWXU).map_err(|error| PathError::new("set mode of", name, error))?;
+    Ok(fd)
+}
+
+/// Makes a directory that must not be there yet.
+pub(crate) fn make_new_dir(parent: &OwnedFd, name: &str) -> Result<OwnedFd, PathError> {
+    mkdirat(parent, name, Mode::RWXU)
+        .map_err(|error| PathError::new("create directory", name, error))?;
+    open_dir(parent, name.as_bytes())
+        .map_err(|source| PathError::new("open directory", name, source))
+}
+
+/// Lists the names in a directory of a layer, which may be any bytes.
+pub(crate) fn names_raw(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// Lists the names in a directory of the store.
+pub(crate) fn names(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let text = |name: Vec<u8>| String::from_utf8_lossy(&name).into_owned();
+    Ok(names_raw(dir)?.into_iter().map(text).collect())
+}
+
+fn load_blobs(dir: &OwnedFd, algorithm: Algorithm, index: &mut Index) -> Result<(), PathError> {
+    let place = format!("content/blobs/{algorithm}");
+    for name in names(dir).map_err(|source| PathError::new("list", &place, source))? {
+        let path = format!("{place}/{name}");
+        if name.starts_with(TMP_PREFIX) {
+            unlinkat(dir, &*name, AtFlags::empty())
+                .map_err(|error| PathError::new("remove", &path, error))?;
+            continue;
+        }
+        let stat = statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| PathError::new("stat", &path, error))?;
+        match format!("{algorithm}:{name}").parse::<Digest>() {
+            Ok(digest) => {
+                index.blobs.insert(digest, allocated(&stat));
+            }
+            Err(error) => index.report(path, error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+fn load_snapshots(snapshots: &OwnedFd, meta: &OwnedFd, index: &mut Index) -> Result<(), PathError> {
+    let list =
+        |dir, place: &str| names(dir).map_err(|source| PathError::new("list", place, source));
+    let mut with_record = std::collections::HashSet::new();
+    for name in list(meta, "snapshots/meta")? {
+        let path = format!("snapshots/meta/{name}");
+        let forget = || match unlinkat(meta, &*name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(PathError::new("remove", &path, error)),
+        };
+        if name.starts_with(TMP_PREFIX) {
+            forget()?;
+            continue;
+        }
+        let id = name
+            .split('.')
+            .next()
+            .and_then(|id| id.parse::<SnapshotId>().ok());
+        let Some(id) = id else {
+            index.report(path.clone(), "name is not that of a record");
+            continue;
+        };
+        index.next_id = index.next_id.max(id);
+        if name == removing_name(id) {
+            remove_tree(snapshots, id.to_string().as_bytes())
+                .map_err(|source| PathError::new("remove", format!("snapshots/{id}"), source))?;
+            forget()?;
+            continue;
+        }
+        with_record.insert(id);
+        if let Err(reason) = load_record(snapshots, meta, &name, id, index) {
+            index.report(path.clone(), reason);
+        }
+    }
+    for name in list(snapshots, "snapshots")? {
+        let Ok(id) = name.parse::<SnapshotId>() else {
+            if name != "meta" {
+                index.report(
+                    format!("snapshots/{name}"),
+                    "name is not that of a snapshot",
+                );
+            }
+            continue;
+        };
+        index.next_id = index.next_id.max(id);
+        if !with_record.contains(&id) {
+            remove_tree(snapshots, name.as_bytes())
+                .map_err(|source| PathError::new("remove", format!("snapshots/{id}"), source))?;
+        }
+    }
+    Ok(())
+}
+
+fn load_record(
+    snapshots: &OwnedFd,
+    meta: &OwnedFd,
+    name: &str,
+    id: SnapshotId,
+    index: &mut Index,
+) -> Result<(), String> {
+    if name != record_name(id) {
+        return Err("name is not that of a record".to_owned());
+    }
+    let bytes = read_bounded(meta, name, RECORD_MAX).map_err(|error| error.to_string())?;
+    let record = Record::from_json(&bytes)?;
+    if record.id() != id {
+        return Err(format!("describes snapshot {}", record.id()));
+    }
+    open_dir(snapshots, format!("{id}/fs").as_bytes())
+        .map_err(|error| format!("its directory snapshots/{id}/fs: {error}"))?;
+    match record {
+        Record::Layer(layer) => {
+            if let Some(other) = index.layers.get(&layer.chain) {
+                return Err(format!("same layer as snapshot {}", other.id));
+            }
+            index.layers.insert(layer.chain.clone(), layer);
+        }
+        Record::Active(record) => {
+            if let Some(other) = index.actives.get(&record.key) {
+                return Err(format!("same key as snapshot {}", other.record.id));
+            }
+            let key = record.key.clone();
+            index.actives.insert(
+                key,
+                Active {
+                    record,
+                    phase: ActivePhase::Ready,
+                },
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Reads a small file of the store.
+pub(crate) fn read_bounded(dir: &OwnedFd, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let fd = open_beneath(dir, name.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK)?;
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd)
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("is larger than {limit} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Returns the name of the record of a snapshot.
+pub(crate) fn record_name(id: SnapshotId) -> String {
+    format!("{id}.json")
+}
+
+/// Returns the name the record has while the snapshot is being removed.
+pub(crate) fn removing_name(id: SnapshotId) -> String {
+    format!("{id}.removing")
+}

@@ -1,1 +1,26 @@
-//! Placeholder replaced within this change.
+//! The harness of axil's system tests: real binaries, real sockets, real registries, in namespaces of their own.
+//!
+//! A test opens a [`lab::Lab`], starts a [`node::Node`] in it, speaks CRI to it, and closes the lab, which
+//! removes everything and compares the machine with what it was ([`leakcheck`]).
+#![forbid(unsafe_code)]
+
+pub mod binaries;
+pub mod build;
+pub mod children;
+pub mod cri;
+pub mod eventually;
+pub mod faults;
+pub mod guard;
+pub mod hosts;
+pub mod http;
+pub mod images;
+pub mod isolate;
+pub mod lab;
+pub mod leakcheck;
+pub mod metrics;
+pub mod node;
+pub mod packages;
+pub mod registry;
+pub mod say;
+pub mod shelf;
+pub mod token;

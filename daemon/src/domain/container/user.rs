@@ -1,22 +1,21 @@
 //! Who a container's process runs as: a request or an image's USER, resolved against the image's passwd and
 //! group files, whose bytes the caller has read (bounded, confined to the image).
 //!
-//! Text that is a number is an id, never a name, and an id above 2^31-1 is refused (CVE-2016-3697,
-//! CVE-2024-40635, CVE-2026-46680). Lines of passwd and group that make no sense are passed over, as libc does.
+//! How USER is read is decided once, in `domain::image::config`: a number is an id and never a name, and an id
+//! above 2^31-1 is refused (CVE-2016-3697, CVE-2024-40635, CVE-2026-46680). Lines of passwd and group that make
+//! no sense are passed over, as libc does.
 
 use std::collections::BTreeSet;
 
 use crate::domain::container::spec::{GroupsPolicy, UserRequest};
 use crate::domain::failure::Class;
+use crate::domain::image::config::{Account, ImageUser};
 
 #[cfg(test)]
 mod tests;
 
 /// The largest user or group id: what every OCI runtime accepts.
 pub const MAX_ID: u32 = 0x7fff_ffff;
-
-/// Longest USER text taken from an image or a request, in bytes.
-const MAX_USER_BYTES: usize = 1024;
 
 /// Longest line of passwd or group that is looked at, in bytes.
 const MAX_LINE_BYTES: usize = 64 * 1024;
@@ -36,31 +35,13 @@ pub struct ResolvedUser {
     pub name: Option<String>,
 }
 
-/// A user or a group as written: a number or a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// A number, at most [`MAX_ID`].
-    Id(u32),
-    /// A name, not empty and not a number.
-    Name(String),
-}
-
-/// USER of an image, parsed: what ImageStatus reports and what containers run as are the same reading.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageUser {
-    /// The user.
-    pub user: Identity,
-    /// The group, if one is named.
-    pub group: Option<Identity>,
-}
-
 /// Why a user could not be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveUserError {
-    /// The text is neither a number nor a name.
-    #[error("invalid user {user:?}: {reason}")]
+    /// The text is not of the form of a user.
+    #[error("invalid user \"{user}\": {reason}")]
     Malformed {
-        /// The text, shortened.
+        /// The text, shortened and escaped.
         user: String,
         /// What is wrong with it.
         reason: &'static str,
@@ -71,7 +52,7 @@ pub enum ResolveUserError {
         /// "user id", "group id" or "supplemental group".
         what: &'static str,
         /// The number.
-        value: String,
+        value: u32,
     },
     /// The name is not in passwd.
     #[error("unable to find user {user}: {reason}")]
@@ -114,25 +95,13 @@ pub fn resolve_user(
     supplemental: &[u32],
     policy: GroupsPolicy,
 ) -> Result<ResolvedUser, ResolveUserError> {
-    let wanted = match request {
-        UserRequest::Image => parse_image_user(image_user)?.unwrap_or(ImageUser {
-            user: Identity::Id(0),
-            group: Some(Identity::Id(0)),
-        }),
-        UserRequest::Id { uid, gid } => ImageUser {
-            user: Identity::Id(in_range("user id", *uid)?),
-            group: group_request(*gid)?,
-        },
-        UserRequest::Name { name, gid } => ImageUser {
-            user: parse_identity("user id", name)?,
-            group: group_request(*gid)?,
-        },
-    };
-    let entry = find_user(&wanted.user, passwd);
+    let wanted = wanted(request, image_user)?;
+    let entry = find_user(wanted.user.as_ref(), passwd);
     let uid = match (&wanted.user, &entry) {
-        (Identity::Id(uid), _) => *uid,
-        (Identity::Name(_), Some(entry)) => entry.uid,
-        (Identity::Name(user), None) => {
+        (None, _) => 0,
+        (Some(Account::Id(uid)), _) => *uid,
+        (Some(Account::Name(_)), Some(entry)) => entry.uid,
+        (Some(Account::Name(user)), None) => {
             let reason = match passwd {
                 Some(_) => "no matching entry in passwd file",
                 None => "the image has no passwd file",
@@ -144,8 +113,8 @@ pub fn resolve_user(
         }
     };
     let gid = match &wanted.group {
-        Some(Identity::Id(gid)) => *gid,
-        Some(Identity::Name(name)) => find_group(name, group)?,
+        Some(Account::Id(gid)) => *gid,
+        Some(Account::Name(name)) => find_group(name, group)?,
         None => entry.as_ref().map_or(0, |entry| entry.gid),
     };
     let mut gids = BTreeSet::from([gid]);
@@ -171,74 +140,46 @@ pub fn resolve_user(
     })
 }
 
-/// Reads USER of an image: "", "user", "user:group", each a number or a name. `None` is "not set".
-///
-/// # Errors
-/// [`ResolveUserError`] when it has another form or a number is out of range.
-pub fn parse_image_user(text: &str) -> Result<Option<ImageUser>, ResolveUserError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
+/// The user and group asked for, by the request or else by the image.
+fn wanted(request: &UserRequest, image_user: &str) -> Result<ImageUser, ResolveUserError> {
+    let group = |gid: Option<u32>| {
+        gid.map(|gid| in_range("group id", gid).map(Account::Id))
+            .transpose()
     };
-    Ok(Some(ImageUser {
-        user: parse_identity("user id", user)?,
-        group: group
-            .map(|group| parse_identity("group id", group))
-            .transpose()?,
-    }))
+    match request {
+        UserRequest::Image => parse(image_user),
+        UserRequest::Id { uid, gid } => Ok(ImageUser {
+            user: Some(Account::Id(in_range("user id", *uid)?)),
+            group: group(*gid)?,
+        }),
+        UserRequest::Name { name, gid } => match parse(name)? {
+            ImageUser {
+                user: Some(user),
+                group: None,
+            } if !name.contains(':') => Ok(ImageUser {
+                user: Some(user),
+                group: group(*gid)?,
+            }),
+            _ => Err(ResolveUserError::Malformed {
+                user: name.chars().take(64).collect(),
+                reason: "not the name of one user",
+            }),
+        },
+    }
 }
 
-fn group_request(gid: Option<u32>) -> Result<Option<Identity>, ResolveUserError> {
-    gid.map(|gid| in_range("group id", gid).map(Identity::Id))
-        .transpose()
+fn parse(text: &str) -> Result<ImageUser, ResolveUserError> {
+    ImageUser::parse(text).map_err(|error| ResolveUserError::Malformed {
+        user: error.value,
+        reason: error.problem,
+    })
 }
 
 fn in_range(what: &'static str, id: u32) -> Result<u32, ResolveUserError> {
     if id > MAX_ID {
-        return Err(ResolveUserError::OutOfRange {
-            what,
-            value: id.to_string(),
-        });
+        return Err(ResolveUserError::OutOfRange { what, value: id });
     }
     Ok(id)
-}
-
-fn parse_identity(what: &'static str, text: &str) -> Result<Identity, ResolveUserError> {
-    let malformed = |reason| {
-        Err(ResolveUserError::Malformed {
-            user: text.chars().take(64).collect::<String>(),
-            reason,
-        })
-    };
-    if text.len() > MAX_USER_BYTES {
-        return malformed("longer than 1024 bytes");
-    }
-    if text.is_empty() {
-        return malformed("empty user or group");
-    }
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Too many digits for u32 is as much out of range as a number above the limit.
-        return match text.parse::<u32>() {
-            Ok(id) if id <= MAX_ID => Ok(Identity::Id(id)),
-            _ => Err(ResolveUserError::OutOfRange {
-                what,
-                value: text.to_owned(),
-            }),
-        };
-    }
-    if text.starts_with(['+', '-']) {
-        return malformed("a sign is neither part of an id nor of a name");
-    }
-    if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ':') {
-        return malformed("white space, control characters and further colons are not allowed");
-    }
-    if text.chars().all(char::is_numeric) {
-        return malformed("ids are written in ASCII digits");
-    }
-    Ok(Identity::Name(text.to_owned()))
 }
 
 /// One line of passwd.
@@ -264,11 +205,13 @@ impl GroupLine<'_> {
     }
 }
 
-fn find_user<'a>(wanted: &Identity, passwd: Option<&'a [u8]>) -> Option<UserLine<'a>> {
+/// The user's line; root's when no user is named.
+fn find_user<'a>(wanted: Option<&Account>, passwd: Option<&'a [u8]>) -> Option<UserLine<'a>> {
     let mut users = users(passwd.unwrap_or_default());
     match wanted {
-        Identity::Id(uid) => users.find(|line| line.uid == *uid),
-        Identity::Name(name) => users.find(|line| line.name == name.as_bytes()),
+        None => users.find(|line| line.uid == 0),
+        Some(Account::Id(uid)) => users.find(|line| line.uid == *uid),
+        Some(Account::Name(name)) => users.find(|line| line.name == name.as_bytes()),
     }
 }
 

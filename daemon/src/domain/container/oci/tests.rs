@@ -1,16 +1,22 @@
-//! Whole documents from whole requests.
+//! Whole documents from whole requests: the process here, mounts and confinement below.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::container::seccomp::Arch;
 use crate::domain::container::spec::{
-    ContainerSecurity, GroupsPolicy, ImageSpec, MountPropagation, MountSpec, UserRequest,
+    ContainerSecurity, ContainerSpec, GroupsPolicy, ImageSpec, MountPropagation, MountSpec,
+    UserRequest,
 };
+use crate::domain::container::user::ResolvedUser;
 use crate::domain::pod::spec::{NamespaceModes, PodMetadata, PodSecurity};
 use crate::domain::resources::LinuxResources;
+
+mod confinement;
+mod mounts;
 
 /// A pod as the kubelet asks for one.
 pub(super) fn pod() -> PodSpec {
@@ -435,187 +441,6 @@ fn working_directory_of_the_request_then_the_image() {
 }
 
 #[test]
-fn volumes_take_the_place_of_defaults_and_parents_come_first() {
-    let mut fixture = Fixture::new();
-    fixture.container.mounts = ["/a/b/c", "/a", "/etc/resolv.conf", "/dev/shm/", "/z"]
-        .iter()
-        .map(|&path| volume(path))
-        .collect();
-    assert_eq!(
-        fixture.destinations(),
-        [
-            "/proc",
-            "/dev",
-            "/sys",
-            "/a",
-            "/z",
-            "/dev/pts",
-            "/dev/mqueue",
-            "/etc/hostname",
-            "/etc/resolv.conf",
-            "/dev/shm",
-            "/sys/fs/cgroup",
-            "/a/b/c",
-        ]
-    );
-    fixture.container.mounts = vec![volume("/dev"), volume("/sys")];
-    fixture.files = PodFiles::default();
-    assert_eq!(
-        fixture.destinations(),
-        ["/proc", "/dev", "/sys", "/sys/fs/cgroup"]
-    );
-}
-
-#[test]
-fn volume_options_say_propagation_and_access() {
-    let mut fixture = Fixture::new();
-    let mut with = |change: &dyn Fn(&mut MountSpec)| {
-        let mut spec = volume("/data");
-        change(&mut spec);
-        fixture.container.mounts = vec![spec];
-        let document = fixture.document().unwrap();
-        (
-            fixture.options("/data"),
-            document.spec.linux.rootfs_propagation,
-        )
-    };
-    assert_eq!(with(&|_| {}), ("rbind,rprivate,rw".into(), None));
-    assert_eq!(
-        with(&|spec| spec.readonly = true),
-        ("rbind,rprivate,ro".into(), None)
-    );
-    assert_eq!(
-        with(&|spec| spec.propagation = MountPropagation::HostToContainer),
-        ("rbind,rslave,rw".into(), Some("rslave"))
-    );
-    assert_eq!(
-        with(&|spec| spec.propagation = MountPropagation::Bidirectional),
-        ("rbind,rshared,rw".into(), Some("rshared"))
-    );
-}
-
-#[test]
-fn recursive_read_only_is_whole_or_refused() {
-    let mut fixture = Fixture::new();
-    let spec = MountSpec {
-        recursive_read_only: true,
-        readonly: true,
-        ..volume("/data")
-    };
-    fixture.container.mounts = vec![spec.clone()];
-    assert!(fixture.refusal().starts_with("RROUnsupported: "));
-    fixture.host.recursive_read_only = true;
-    assert_eq!(fixture.options("/data"), "rbind,rprivate,rro");
-    fixture.container.mounts = vec![MountSpec {
-        readonly: false,
-        ..spec.clone()
-    }];
-    assert!(fixture.refusal().contains("not read-only"));
-    fixture.container.mounts = vec![MountSpec {
-        propagation: MountPropagation::HostToContainer,
-        ..spec
-    }];
-    assert!(fixture.refusal().contains("not private"));
-}
-
-#[test]
-fn cve_2022_23648_volumes_stay_where_they_are_put() {
-    for path in ["/../etc", "/a/../../etc", "data", "", "/", "/."] {
-        let mut fixture = Fixture::new();
-        fixture.container.mounts = vec![volume(path)];
-        assert!(
-            fixture.refusal().starts_with("mounts.container_path"),
-            "{path:?}"
-        );
-    }
-    let mut fixture = Fixture::new();
-    fixture.container.mounts = vec![MountSpec {
-        host_path: "var".into(),
-        ..volume("/a")
-    }];
-    assert!(fixture.refusal().starts_with("mounts.host_path \"var\""));
-}
-
-#[test]
-fn a_read_only_root_makes_the_pods_files_read_only() {
-    let mut fixture = Fixture::new();
-    fixture.container.security.readonly_rootfs = true;
-    assert!(fixture.document().unwrap().spec.root.readonly);
-    assert_eq!(fixture.options("/etc/resolv.conf"), "rbind,rprivate,ro");
-    assert_eq!(fixture.options("/etc/hostname"), "rbind,rprivate,ro");
-    assert_eq!(fixture.options("/dev/shm"), "rbind,rprivate,rw");
-    fixture.files.shm = None;
-    assert_eq!(
-        fixture.options("/dev/shm"),
-        "nosuid,noexec,nodev,mode=1777,size=65536k"
-    );
-}
-
-#[test]
-fn privileged_containers_see_the_host_and_need_a_privileged_pod() {
-    let mut fixture = Fixture::privileged();
-    fixture.host.all_devices = vec![device("/dev/fuse", "rwm"), device("/dev/kvm", "rwm")];
-    fixture.devices = vec![HostDevice {
-        gid: 99,
-        ..device("/dev/kvm", "rw")
-    }];
-    fixture.host.cgroup2_options = texts(&["nsdelegate"]);
-    fixture.container.security.masked_paths = texts(&["/proc/kcore"]);
-    fixture.container.security.seccomp = SecurityProfile::RuntimeDefault;
-    let spec = fixture.document().unwrap().spec;
-    assert_eq!(spec.process.capabilities.bounding.len(), 4);
-    assert!(spec.linux.seccomp.is_none() && spec.linux.masked_paths.is_empty());
-    assert_eq!(spec.linux.resources.devices, [DeviceRule::all(true)]);
-    let devices: Vec<_> = spec
-        .linux
-        .devices
-        .iter()
-        .map(|node| (node.path.as_str(), node.gid, node.file_mode))
-        .collect();
-    assert_eq!(devices, [("/dev/fuse", 44, 0o666), ("/dev/kvm", 99, 0o666)]);
-    assert!(
-        spec.linux
-            .namespaces
-            .iter()
-            .all(|namespace| namespace.kind != "cgroup")
-    );
-    assert_eq!(fixture.options("/sys"), "nosuid,noexec,nodev,rw");
-    assert_eq!(
-        fixture.options("/sys/fs/cgroup"),
-        "nosuid,noexec,nodev,relatime,rw,nsdelegate"
-    );
-    fixture.pod.security.privileged = false;
-    assert_eq!(
-        fixture.refusal(),
-        "no privileged container allowed: pod \"web\" is not privileged"
-    );
-}
-
-#[test]
-fn devices_are_made_and_allowed_with_their_permissions() {
-    let mut fixture = Fixture::new();
-    fixture.host.all_devices = vec![device("/dev/kvm", "rwm")];
-    fixture.devices = vec![device("/dev/fuse", "rw")];
-    let linux = fixture.document().unwrap().spec.linux;
-    assert_eq!(linux.devices.len(), 1);
-    let rule = linux.resources.devices.last().unwrap();
-    assert_eq!(
-        (rule.allow, rule.major, rule.minor, rule.access.as_str()),
-        (true, Some(10), Some(229), "rw")
-    );
-    for permissions in ["", "x", "rwmr", "RW"] {
-        fixture.devices = vec![device("/dev/fuse", permissions)];
-        assert!(
-            fixture
-                .refusal()
-                .contains(&format!("permissions {permissions:?}"))
-        );
-    }
-    fixture.devices = vec![device("dev/fuse", "r")];
-    assert!(fixture.refusal().starts_with("devices.container_path"));
-}
-
-#[test]
 fn namespaces_follow_the_pod_and_host_ones_are_not_named() {
     let kinds = |fixture: &Fixture| -> Vec<String> {
         let namespaces = fixture.document().unwrap().spec.linux.namespaces;
@@ -633,83 +458,6 @@ fn namespaces_follow_the_pod_and_host_ones_are_not_named() {
     assert!(
         fixture.json().get("hostname").is_none(),
         "a joined host name is never set again"
-    );
-}
-
-#[test]
-fn cve_2023_2431_seccomp_is_what_was_asked_for_or_an_error() {
-    let mut fixture = Fixture::new();
-    let seccomp = |fixture: &Fixture| {
-        fixture
-            .document()
-            .map(|document| document.spec.linux.seccomp)
-    };
-    for profile in [SecurityProfile::Unset, SecurityProfile::Unconfined] {
-        fixture.container.security.seccomp = profile;
-        assert_eq!(seccomp(&fixture), Ok(None));
-    }
-    fixture.container.security.seccomp = SecurityProfile::RuntimeDefault;
-    let default = seccomp(&fixture).unwrap().unwrap();
-    assert!(
-        default.syscalls[0].names.contains(&"chroot".to_owned()),
-        "by the container's capabilities"
-    );
-    assert!(
-        !default.syscalls[0].names.contains(&"mount".to_owned()),
-        "not by the host's"
-    );
-    fixture.container.security.seccomp = SecurityProfile::Localhost("/profiles/a.json".into());
-    assert!(fixture.refusal().contains("\"/profiles/a.json\""));
-    fixture.profile = Some(default.clone());
-    assert_eq!(seccomp(&fixture), Ok(Some(default)));
-    fixture.host.seccomp = false;
-    assert_eq!(
-        fixture.document().unwrap_err(),
-        OciError::SeccompUnsupported
-    );
-}
-
-#[test]
-fn apparmor_is_applied_where_it_is_on() {
-    let mut fixture = Fixture::new();
-    let profile = |fixture: &Fixture, asked: SecurityProfile| {
-        let mut container = fixture.container.clone();
-        container.security.apparmor = asked;
-        let fixture = Fixture {
-            container,
-            host: fixture.host.clone(),
-            ..Fixture::new()
-        };
-        fixture
-            .document()
-            .map(|document| document.spec.process.apparmor_profile)
-    };
-    use SecurityProfile::{Localhost, RuntimeDefault, Unconfined, Unset};
-    for asked in [Unset, RuntimeDefault, Unconfined] {
-        assert_eq!(profile(&fixture, asked), Ok(None));
-    }
-    assert!(
-        profile(&fixture, Localhost("p".into()))
-            .unwrap_err()
-            .to_string()
-            .contains("\"p\"")
-    );
-    fixture.host.apparmor = true;
-    assert_eq!(profile(&fixture, Unset), Ok(None));
-    assert_eq!(
-        profile(&fixture, RuntimeDefault),
-        Err(OciError::AppArmorDefault)
-    );
-    fixture.host.apparmor_default = Some("axil-default".into());
-    assert_eq!(profile(&fixture, Unset), Ok(Some("axil-default".into())));
-    assert_eq!(
-        profile(&fixture, RuntimeDefault),
-        Ok(Some("axil-default".into()))
-    );
-    assert_eq!(profile(&fixture, Unconfined), Ok(Some("unconfined".into())));
-    assert_eq!(
-        profile(&fixture, Localhost("p".into())),
-        Ok(Some("p".into()))
     );
 }
 
@@ -776,21 +524,6 @@ proptest! {
                     let entry = format!("{name}={value}");
                     prop_assert!(env.contains(&entry), "{}", entry);
                 }
-            }
-        }
-    }
-
-    /// Mounts of any paths keep parents before children and never climb.
-    #[test]
-    fn mounts_keep_parents_first(paths in prop::collection::vec("(/[a-c]|/\\.\\.|/\\.|/dev|/){1,4}", 0..8)) {
-        let mut fixture = Fixture::new();
-        fixture.container.mounts = paths.iter().map(|path| volume(path)).collect();
-        if fixture.document().is_ok() {
-            let all = fixture.destinations();
-            for (index, path) in all.iter().enumerate() {
-                prop_assert!(!path.contains(".."));
-                let parent_later = all[index + 1..].iter().any(|later| path.starts_with(&format!("{later}/")));
-                prop_assert!(!parent_later, "{:?}", all);
             }
         }
     }

@@ -1,0 +1,144 @@
+//! What a container may do: capabilities, devices, seccomp, AppArmor.
+
+use super::*;
+
+#[test]
+fn privileged_containers_see_the_host_and_need_a_privileged_pod() {
+    let mut fixture = Fixture::privileged();
+    fixture.host.all_devices = vec![device("/dev/fuse", "rwm"), device("/dev/kvm", "rwm")];
+    fixture.devices = vec![HostDevice {
+        gid: 99,
+        ..device("/dev/kvm", "rw")
+    }];
+    fixture.host.cgroup2_options = texts(&["nsdelegate"]);
+    fixture.container.security.masked_paths = texts(&["/proc/kcore"]);
+    fixture.container.security.seccomp = SecurityProfile::RuntimeDefault;
+    let spec = fixture.document().unwrap().spec;
+    assert_eq!(spec.process.capabilities.bounding.len(), 4);
+    assert!(spec.linux.seccomp.is_none() && spec.linux.masked_paths.is_empty());
+    assert_eq!(spec.linux.resources.devices, [DeviceRule::all(true)]);
+    let devices: Vec<_> = spec
+        .linux
+        .devices
+        .iter()
+        .map(|node| (node.path.as_str(), node.gid, node.file_mode))
+        .collect();
+    assert_eq!(devices, [("/dev/fuse", 44, 0o666), ("/dev/kvm", 99, 0o666)]);
+    assert!(
+        spec.linux
+            .namespaces
+            .iter()
+            .all(|namespace| namespace.kind != "cgroup")
+    );
+    assert_eq!(fixture.options("/sys"), "nosuid,noexec,nodev,rw");
+    assert_eq!(
+        fixture.options("/sys/fs/cgroup"),
+        "nosuid,noexec,nodev,relatime,rw,nsdelegate"
+    );
+    fixture.pod.security.privileged = false;
+    assert_eq!(
+        fixture.refusal(),
+        "no privileged container allowed: pod \"web\" is not privileged"
+    );
+}
+
+#[test]
+fn devices_are_made_and_allowed_with_their_permissions() {
+    let mut fixture = Fixture::new();
+    fixture.host.all_devices = vec![device("/dev/kvm", "rwm")];
+    fixture.devices = vec![device("/dev/fuse", "rw")];
+    let linux = fixture.document().unwrap().spec.linux;
+    assert_eq!(linux.devices.len(), 1);
+    let rule = linux.resources.devices.last().unwrap();
+    assert_eq!(
+        (rule.allow, rule.major, rule.minor, rule.access.as_str()),
+        (true, Some(10), Some(229), "rw")
+    );
+    for permissions in ["", "x", "rwmr", "RW"] {
+        fixture.devices = vec![device("/dev/fuse", permissions)];
+        assert!(
+            fixture
+                .refusal()
+                .contains(&format!("permissions {permissions:?}"))
+        );
+    }
+    fixture.devices = vec![device("dev/fuse", "r")];
+    assert!(fixture.refusal().starts_with("devices.container_path"));
+}
+
+#[test]
+fn cve_2023_2431_seccomp_is_what_was_asked_for_or_an_error() {
+    let mut fixture = Fixture::new();
+    let seccomp = |fixture: &Fixture| {
+        fixture
+            .document()
+            .map(|document| document.spec.linux.seccomp)
+    };
+    for profile in [SecurityProfile::Unset, SecurityProfile::Unconfined] {
+        fixture.container.security.seccomp = profile;
+        assert_eq!(seccomp(&fixture), Ok(None));
+    }
+    fixture.container.security.seccomp = SecurityProfile::RuntimeDefault;
+    let default = seccomp(&fixture).unwrap().unwrap();
+    assert!(
+        default.syscalls[0].names.contains(&"chroot".to_owned()),
+        "by the container's capabilities"
+    );
+    assert!(
+        !default.syscalls[0].names.contains(&"mount".to_owned()),
+        "not by the host's"
+    );
+    fixture.container.security.seccomp = SecurityProfile::Localhost("/profiles/a.json".into());
+    assert!(fixture.refusal().contains("\"/profiles/a.json\""));
+    fixture.profile = Some(default.clone());
+    assert_eq!(seccomp(&fixture), Ok(Some(default)));
+    fixture.host.seccomp = false;
+    assert_eq!(
+        fixture.document().unwrap_err(),
+        OciError::SeccompUnsupported
+    );
+}
+
+#[test]
+fn apparmor_is_applied_where_it_is_on() {
+    let mut fixture = Fixture::new();
+    let profile = |fixture: &Fixture, asked: SecurityProfile| {
+        let mut container = fixture.container.clone();
+        container.security.apparmor = asked;
+        let fixture = Fixture {
+            container,
+            host: fixture.host.clone(),
+            ..Fixture::new()
+        };
+        fixture
+            .document()
+            .map(|document| document.spec.process.apparmor_profile)
+    };
+    use SecurityProfile::{Localhost, RuntimeDefault, Unconfined, Unset};
+    for asked in [Unset, RuntimeDefault, Unconfined] {
+        assert_eq!(profile(&fixture, asked), Ok(None));
+    }
+    assert!(
+        profile(&fixture, Localhost("p".into()))
+            .unwrap_err()
+            .to_string()
+            .contains("\"p\"")
+    );
+    fixture.host.apparmor = true;
+    assert_eq!(profile(&fixture, Unset), Ok(None));
+    assert_eq!(
+        profile(&fixture, RuntimeDefault),
+        Err(OciError::AppArmorDefault)
+    );
+    fixture.host.apparmor_default = Some("axil-default".into());
+    assert_eq!(profile(&fixture, Unset), Ok(Some("axil-default".into())));
+    assert_eq!(
+        profile(&fixture, RuntimeDefault),
+        Ok(Some("axil-default".into()))
+    );
+    assert_eq!(profile(&fixture, Unconfined), Ok(Some("unconfined".into())));
+    assert_eq!(
+        profile(&fixture, Localhost("p".into())),
+        Ok(Some("p".into()))
+    );
+}

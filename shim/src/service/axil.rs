@@ -1,0 +1,20 @@
+//! What axild needs beyond containerd's services.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axil_proto::shim::axil::{ReopenLogRequest, ReopenLogResponse, Shim};
+
+use crate::pod::Pod;
+
+/// Serves the logs of a pod.
+#[derive(Debug)]
+pub struct ShimService(pub Arc<Pod>);
+
+#[async_trait]
+impl Shim for ShimService {
+    async fn reopen_log(&self, request: ReopenLogRequest) -> ttrpc::Result<ReopenLogResponse> {
+        self.0.reopen_log(&request.id).await?;
+        Ok(ReopenLogResponse {})
+    }
+}

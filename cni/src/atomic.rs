@@ -14,17 +14,30 @@ use rustix::fs::OFlags;
 pub(crate) const TEMPORARY: &str = ".new";
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Writes a file so that a crash leaves the old or the new content, durably.
-pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = stage(path, content)?;
-    fs::rename(&temporary, path).inspect_err(|_| forget(&temporary))?;
-    sync_dir(path)
+/// What a file must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Survives {
+    /// A killed process: the old or the new content is there.
+    Kill,
+    /// A power cut too.
+    PowerCut,
 }
 
-/// Creates a file with its content durably; fails with `AlreadyExists` and changes nothing when
-/// the name is taken.
+/// Writes a file so that the old or the new content is there afterwards.
+pub(crate) fn write(path: &Path, content: &[u8], survives: Survives) -> io::Result<()> {
+    let temporary = stage(path, content, survives)?;
+    fs::rename(&temporary, path).inspect_err(|_| forget(&temporary))?;
+    if survives == Survives::PowerCut {
+        sync_dir(path)
+    } else {
+        Ok(())
+    }
+}
+
+/// Creates a file with its content, to survive a killed process; fails with `AlreadyExists` and
+/// changes nothing when the name is taken.
 pub(crate) fn create(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = stage(path, content)?;
+    let temporary = stage(path, content, Survives::Kill)?;
     // A link, unlike a rename, refuses a taken name, and the file has its content already.
     let linked = fs::hard_link(&temporary, path);
     forget(&temporary);
@@ -62,7 +75,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn stage(path: &Path, content: &[u8]) -> io::Result<std::path::PathBuf> {
+fn stage(path: &Path, content: &[u8], survives: Survives) -> io::Result<std::path::PathBuf> {
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.{number}{TEMPORARY}", std::process::id()));
@@ -74,7 +87,11 @@ fn stage(path: &Path, content: &[u8]) -> io::Result<std::path::PathBuf> {
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(content)?;
-        file.sync_data()
+        if survives == Survives::PowerCut {
+            file.sync_data()
+        } else {
+            Ok(())
+        }
     };
     written().inspect_err(|_| forget(&temporary))?;
     Ok(temporary)

@@ -290,8 +290,16 @@ impl Builtin {
     /// Takes everything of a pod back, past errors; a pod that has nothing is no error.
     pub(crate) fn detach(&self, pod: &str) -> Vec<BuiltinError> {
         let mut errors = Vec::new();
-        let ports = lock(&self.claims).ports.get(pod).cloned();
-        let withdrawn = lock(&self.publisher).withdraw(pod);
+        let (ports, leases) = {
+            let claims = lock(&self.claims);
+            (claims.ports.get(pod).cloned(), claims.ipam.held(pod))
+        };
+        let withdrawn = match &ports {
+            None if leases.is_empty() => Ok(()),
+            // Its record is lost, so its ports are whatever nobody else has.
+            None => lock(&self.publisher).sweep(),
+            Some(_) => lock(&self.publisher).withdraw(pod),
+        };
         let disconnected = disconnect(&veth_name(pod));
         let forgotten = forget_udp(&ports.unwrap_or_default());
         errors.extend(
@@ -365,10 +373,15 @@ impl Builtin {
         Ok(owners)
     }
 
-    /// Makes sure that bridge and table exist: cheap when they do.
+    /// Whether bridge and table could be made; nothing is made before the first pod, so that a
+    /// node that waits for its conflist stays untouched.
     pub(crate) fn ready(&self) -> Result<(), BuiltinError> {
         let mut route = Route::open().map_err(refused("open", "rtnetlink"))?;
-        self.ensure(&mut route).map(drop)
+        let bridge = self.options.bridge.as_str();
+        if let Some(link) = route.link(bridge).map_err(refused("read", bridge))? {
+            of_kind_bridge(&link)?;
+        }
+        lock(&self.publisher).probe()
     }
 
     /// Compares bridge, rules and elements with what they should be and repairs them;
@@ -450,12 +463,7 @@ impl Builtin {
         }
         let link = route.link(name).and_then(|link| link.ok_or(Errno::NODEV));
         let link = link.map_err(refused("read", name))?;
-        if link.kind != "bridge" {
-            return Err(BuiltinError::NotABridge {
-                name: name.into(),
-                kind: link.kind,
-            });
-        }
+        of_kind_bridge(&link)?;
         if ipv6 {
             // Pods must not configure the host by router advertisements (CVE-2020-10749).
             for (key, value) in [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0")] {
@@ -511,6 +519,16 @@ impl Builtin {
             "dns": {},
         })
     }
+}
+
+fn of_kind_bridge(link: &Link) -> Result<(), BuiltinError> {
+    if link.kind == "bridge" {
+        return Ok(());
+    }
+    Err(BuiltinError::NotABridge {
+        name: link.name.clone(),
+        kind: link.kind.clone(),
+    })
 }
 
 fn connect(route: &mut Route, veth: &VethPlan<'_>, pod: &str) -> Result<(), BuiltinError> {

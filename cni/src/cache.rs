@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    atomic,
+    atomic::{self, Survives},
     pod::{PortMapping, check_id},
 };
 
@@ -138,11 +138,16 @@ impl Cache {
         self.lock().values().cloned().collect()
     }
 
-    /// Writes a record durably, then shows it.
+    /// Writes a record, then shows it. Plugins may keep state that survives a reboot, so their
+    /// records do; the built-in network is only in the kernel.
     pub(crate) fn put(&self, record: AttachmentRecord) -> Result<(), RecordError> {
         let path = self.path(&record.pod);
-        let text = serde_json::to_vec_pretty(&record).expect("records have text keys only");
-        atomic::write(&path, &text).map_err(|source| RecordError {
+        let text = serde_json::to_vec(&record).expect("records have text keys only");
+        let survives = match record.via {
+            Via::Builtin { .. } => Survives::Kill,
+            Via::Conflist { .. } | Via::Unreadable { .. } => Survives::PowerCut,
+        };
+        atomic::write(&path, &text, survives).map_err(|source| RecordError {
             step: "write",
             path,
             source,
@@ -199,23 +204,7 @@ mod tests {
     use super::*;
 
     /// The form of version 1; a change of it needs a new version and a conversion.
-    const GOLDEN: &str = r#"{
-  "version": 1,
-  "pod": "p1",
-  "netns": "/run/netns/p1",
-  "via": {
-    "kind": "conflist",
-    "file": "/etc/cni/net.d/10-x.conflist",
-    "list": {
-      "name": "x"
-    },
-    "args": "IgnoreUnknown=1",
-    "capabilities": {}
-  },
-  "result": {
-    "ips": []
-  }
-}"#;
+    const GOLDEN: &str = r#"{"version":1,"pod":"p1","netns":"/run/netns/p1","via":{"kind":"conflist","file":"/etc/cni/net.d/10-x.conflist","list":{"name":"x"},"args":"IgnoreUnknown=1","capabilities":{}},"result":{"ips":[]}}"#;
 
     #[test]
     fn records_round_trip_and_match_the_golden_file() {

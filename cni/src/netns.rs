@@ -34,6 +34,12 @@ pub enum NetnsError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The path leads to the host's own namespace.
+    #[error("{path} is the network namespace of the host")]
+    OfTheHost {
+        /// The file that was opened.
+        path: PathBuf,
+    },
     /// The path exists but is no pinned namespace.
     #[error("{path} is not a network namespace")]
     NotANamespace {
@@ -145,7 +151,15 @@ pub fn run_in<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -
     })
 }
 
-/// Brings the loopback of a namespace up.
+/// Whether the namespace is the calling thread's own.
+pub(crate) fn is_own(netns: &File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::metadata("/proc/thread-self/ns/net")?;
+    let other = netns.metadata()?;
+    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+}
+
+/// Brings the loopback of a pod's namespace up; the host's own is refused.
 ///
 /// # Errors
 /// The namespace cannot be opened or entered, or the kernel refuses.
@@ -156,6 +170,11 @@ pub(crate) fn loopback_up(path: &Path) -> Result<(), NetnsError> {
         source,
     };
     let netns = open(path)?;
+    if is_own(&netns).map_err(failed)? {
+        return Err(NetnsError::OfTheHost {
+            path: path.to_owned(),
+        });
+    }
     let raise = || -> Result<(), Errno> {
         let mut route = Route::open()?;
         let lo = route.link("lo")?.ok_or(Errno::NODEV)?;

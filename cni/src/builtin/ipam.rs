@@ -4,6 +4,8 @@
 //! <state_dir>/leases/10.88.0.0-16/10.88.0.7     "<pod id>\n"
 //! <state_dir>/leases/10.88.0.0-16/last          "10.88.0.7\n", where the search goes on
 //! ```
+//! Leases survive a killed process, not a power cut: nothing that they belong to does either, so
+//! they are not synced, and one without an owner is removed when the directory is opened.
 //! Subnets that left the configuration keep their directory until their leases are released.
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::atomic;
+use crate::{atomic, pod::check_id};
 
 const LAST: &str = "last";
 /// A lease holds a pod id of at most 128 bytes.
@@ -211,10 +213,20 @@ impl Pool {
                 let read = atomic::read(&path, MAX_LEASE_BYTES);
                 let owner = read.map_err(|source| LeaseError::File {
                     step: "read",
-                    path,
+                    path: path.clone(),
                     source,
                 })?;
-                leased.insert(address, String::from_utf8_lossy(&owner).trim().to_owned());
+                let owner = String::from_utf8_lossy(&owner).trim().to_owned();
+                if check_id(&owner).is_ok() {
+                    leased.insert(address, owner);
+                } else {
+                    let removed = atomic::remove(&path);
+                    removed.map_err(|source| LeaseError::File {
+                        step: "remove",
+                        path,
+                        source,
+                    })?;
+                }
             }
         }
         let last = fs::read_to_string(dir.join(LAST)).unwrap_or_default();
@@ -305,8 +317,9 @@ impl Pool {
     }
 }
 
-/// How many addresses pods can have: all but the subnet's own, the gateway and, in IPv4, the
-/// broadcast address. It is also the largest offset less one (IPv6: less two never matters).
+/// How many addresses pods can have: all but the subnet's own, the gateway and the last, which
+/// is the broadcast address of IPv4 (in IPv6 it is merely not used). Offsets go from 2 to one
+/// more than this.
 fn capacity(subnet: IpNet) -> u128 {
     let bits = u32::from(subnet.max_prefix_len() - subnet.prefix_len());
     let size = 1u128.checked_shl(bits).unwrap_or(u128::MAX);
@@ -412,6 +425,11 @@ mod tests {
             "leases of former subnets are known"
         );
         assert!(changed.owners().any(|owner| owner == "v4"));
+        // A power cut leaves a name without content.
+        let torn = dir.path().join("leases/10.1.0.0-24/10.1.0.9");
+        fs::write(&torn, "").unwrap();
+        Ipam::open(dir.path(), &wanted).unwrap();
+        assert!(!torn.exists());
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Publisher {
         self.published.remove(pod);
         match self.commit(|batch, set| batch.delete_elements(set, &list(&elements, set))) {
             // Some of it is gone already, perhaps the table itself.
-            Err(Errno::NOENT) => self.align().map(drop),
+            Err(Errno::NOENT) => self.sweep(),
             done => done.map_err(refused(
                 "remove host ports from nf_tables table",
                 &self.table,
@@ -99,10 +99,17 @@ impl Publisher {
 
     /// Compares the table with what should be in it and repairs it; returns whether it had to.
     pub(crate) fn restore(&mut self) -> Result<bool, BuiltinError> {
-        if self.rules_are_whole()? {
-            return self.align();
+        if self.rules_are_whole()?
+            && let Some(changed) = self.align()?
+        {
+            return Ok(changed);
         }
         self.write().map(|()| true)
+    }
+
+    /// Whether the kernel speaks nf_tables; writes nothing.
+    pub(crate) fn probe(&mut self) -> Result<(), BuiltinError> {
+        self.rules_are_whole().map(drop)
     }
 
     fn rules_are_whole(&mut self) -> Result<bool, BuiltinError> {
@@ -113,8 +120,14 @@ impl Publisher {
         Ok(ruleset::rules_are_whole(&counts))
     }
 
-    /// Makes the elements what they should be; writes the table when a set is missing.
-    fn align(&mut self) -> Result<bool, BuiltinError> {
+    /// Removes the ports of unknown pods, if there is a table.
+    pub(crate) fn sweep(&mut self) -> Result<(), BuiltinError> {
+        self.align().map(drop)
+    }
+
+    /// Makes the elements what they should be and returns whether they were not; `None` when a
+    /// set is missing.
+    fn align(&mut self) -> Result<Option<bool>, BuiltinError> {
         let (table, mut nft) = self.table_and_socket()?;
         let expected = ruleset::elements(self.published.values());
         let mut batch = Batch::new(&table);
@@ -124,7 +137,7 @@ impl Publisher {
                 .map_err(refused("read nf_tables set", set))?;
             let Some(found) = found else {
                 self.nft = Some(nft);
-                return self.write().map(|()| true);
+                return Ok(None);
             };
             let stray: Vec<_> = found.difference(&expected[set]).cloned().collect();
             let missing: Vec<_> = expected[set].difference(&found).cloned().collect();
@@ -136,7 +149,7 @@ impl Publisher {
         self.nft = Some(nft);
         committed
             .map_err(refused("write elements of nf_tables table", &table))
-            .map(|()| changed)
+            .map(|()| Some(changed))
     }
 
     fn commit(&mut self, fill: impl Fn(&mut Batch<'_>, &'static str)) -> Result<(), Errno> {

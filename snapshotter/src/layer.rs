@@ -8,9 +8,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::syncfs;
+use rustix::fs::{fchmod, syncfs};
 
-use self::apply::{Applied, ApplyError};
+use self::apply::{Applied, ApplyError, IMPLIED_MODE};
 use self::inflate::Compression;
 use self::limits::Limits;
 use crate::confined::open_dir;
@@ -258,6 +258,10 @@ impl StagingDir {
             is_settled: false,
         };
         let files = make_new_dir(&dir, "fs")?;
+        // The root of the layer, should the archive not describe it. The directories above it
+        // keep everybody out.
+        fchmod(&files, IMPLIED_MODE)
+            .map_err(|error| PathError::new("set mode of", format!("snapshots/{id}/fs"), error))?;
         Ok((staging, files))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
@@ -17,6 +17,7 @@ use rustix::mount::{
 };
 
 use crate::error::{ErrorClass, PathError};
+use crate::tree::remove_tree;
 
 /// Longest value fsconfig(2) takes as a string, without its NUL.
 const FSCONFIG_VALUE_MAX: usize = 255;
@@ -255,12 +256,17 @@ fn overlay(options: &Overlay<'_>, place: &OwnedFd, path: &Path) -> Result<(), Mo
 /// case that data was lost (kernel documentation, overlayfs, "Volatile mount"). Here it only means
 /// that the container was mounted before.
 fn forget_volatile(work: &str) {
-    // Absent on the first mount. If it cannot be removed, the mount says so.
-    let _ = unlinkat(
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let marked = openat(
         CWD,
-        format!("{work}/work/incompat/volatile"),
-        AtFlags::REMOVEDIR,
+        format!("{work}/work"),
+        flags | OFlags::NOFOLLOW,
+        Mode::empty(),
     );
+    if let Ok(marked) = marked {
+        // Absent on the first mount. If it cannot be removed, the mount says so.
+        let _ = remove_tree(marked, b"incompat");
+    }
 }
 
 fn overlay_by_api(options: &Overlay<'_>, place: &OwnedFd) -> rustix::io::Result<()> {

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use axil_snapshotter::{Digest, ParseDigestError};
 use serde::Deserialize;
 
-use super::manifest::{Fault, MAX_DOCUMENT_BYTES, Platform};
+use super::manifest::{MAX_DOCUMENT_BYTES, Platform};
 use super::reference::shown;
+use crate::domain::failure::Class;
 
 mod user;
 
@@ -268,17 +269,17 @@ pub enum ImageConfigError {
 }
 
 impl ImageConfigError {
-    /// Returns the kind of the fault.
+    /// Returns the class of the error.
     #[must_use]
-    pub fn fault(&self) -> Fault {
+    pub fn class(&self) -> Class {
         match self {
-            Self::TooLarge { .. } => Fault::TooLarge,
-            Self::RootfsType { .. } => Fault::Unsupported,
-            Self::Platform { .. } => Fault::NoPlatform,
+            Self::TooLarge { .. } => Class::Exhausted,
+            Self::RootfsType { .. } => Class::Unsupported,
+            Self::Platform { .. } => Class::NotFound,
             Self::Json { .. }
             | Self::DiffIdCount { .. }
             | Self::DiffId { .. }
-            | Self::Nul { .. } => Fault::Invalid,
+            | Self::Nul { .. } => Class::InvalidArgument,
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 
 use super::media::{self, Compression, Family, MediaType};
 use super::reference::shown;
+use crate::domain::failure::Class;
 
 mod platform;
 mod walk;
@@ -378,19 +379,6 @@ fn listed(platforms: &BTreeSet<String>) -> String {
     }
 }
 
-/// The kinds of fault that a caller treats differently.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The document breaks the specification.
-    Invalid,
-    /// The document is well formed and not something axil runs.
-    Unsupported,
-    /// A limit is exceeded.
-    TooLarge,
-    /// The image exists, but not for this platform.
-    NoPlatform,
-}
-
 /// Why a document is not taken. Values of the document are cut and escaped.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -475,18 +463,18 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    /// Returns the kind of the fault.
+    /// Returns the class of the error.
     #[must_use]
-    pub fn fault(&self) -> Fault {
+    pub fn class(&self) -> Class {
         match self {
             Self::Json { .. }
             | Self::Ambiguous { .. }
             | Self::Missing { .. }
             | Self::Digest { .. }
-            | Self::NegativeSize { .. } => Fault::Invalid,
-            Self::TooLarge { .. } | Self::TooMany { .. } | Self::TooDeep { .. } => Fault::TooLarge,
-            Self::Unsupported { .. } => Fault::Unsupported,
-            Self::NoPlatform { .. } => Fault::NoPlatform,
+            | Self::NegativeSize { .. } => Class::InvalidArgument,
+            Self::TooLarge { .. } | Self::TooMany { .. } | Self::TooDeep { .. } => Class::Exhausted,
+            Self::Unsupported { .. } => Class::Unsupported,
+            Self::NoPlatform { .. } => Class::NotFound,
         }
     }
 }

@@ -17,6 +17,8 @@ use std::str::FromStr;
 
 use axil_snapshotter::{Algorithm, Digest, ParseDigestError};
 
+use crate::domain::failure::Class;
+
 /// The host that a reference without a host means.
 pub const DEFAULT_HOST: &str = "docker.io";
 /// The tag that a reference with neither tag nor digest means.
@@ -235,6 +237,14 @@ pub struct ParseReferenceError {
     pub value: String,
     /// What is wrong with it.
     pub problem: ReferenceProblem,
+}
+
+impl ParseReferenceError {
+    /// Returns the class of the error.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        Class::InvalidArgument
+    }
 }
 
 /// The part of a reference that is wrong.

@@ -83,8 +83,8 @@ fn refuses_what_does_not_fit_the_manifest() {
     );
     let huge = vec![b' '; MAX_DOCUMENT_BYTES + 1];
     assert_eq!(
-        ImageConfig::parse(&huge, 1).unwrap_err().fault(),
-        Fault::TooLarge
+        ImageConfig::parse(&huge, 1).unwrap_err().class(),
+        Class::Exhausted
     );
 }
 
@@ -117,7 +117,7 @@ fn the_platform_must_fit_when_it_is_stated() {
         .unwrap()
         .check_platform(&arm64)
         .unwrap_err();
-    assert_eq!(error.fault(), Fault::NoPlatform);
+    assert_eq!(error.class(), Class::NotFound);
     assert!(error.to_string().contains("linux/amd64"), "{error}");
     assert!(
         ImageConfig::parse(b"{}", 0)

@@ -2,6 +2,7 @@
 //! name up in the image's files is not done here.
 
 use super::super::reference::shown;
+use crate::domain::failure::Class;
 
 /// Largest uid and gid, as the OCI runtimes take them: 2^31 - 1.
 const MAX_ID: u32 = i32::MAX as u32;
@@ -101,4 +102,12 @@ pub struct ParseImageUserError {
     pub value: String,
     /// The rule it breaks.
     pub problem: &'static str,
+}
+
+impl ParseImageUserError {
+    /// Returns the class of the error.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        Class::InvalidArgument
+    }
 }

@@ -43,9 +43,9 @@ fn parse(content_type: &str, document: &Value) -> Result<Document, ManifestError
     parse_document(content_type, document.to_string().as_bytes())
 }
 
-fn refuse(content_type: &str, document: &Value, fault: Fault, words: &str) {
+fn refuse(content_type: &str, document: &Value, class: Class, words: &str) {
     let error = parse(content_type, document).expect_err(words);
-    assert_eq!(error.fault(), fault, "{error}");
+    assert_eq!(error.class(), class, "{error}");
     assert!(error.to_string().contains(words), "{error}");
     assert!(error.to_string().len() < 1000);
 }
@@ -75,13 +75,13 @@ fn reads_manifests_of_both_families() {
     let mut bare = manifest(vec![]);
     bare.as_object_mut().unwrap().remove("mediaType");
     assert!(parse(OCI_MANIFEST, &bare).is_ok());
-    refuse("", &bare, Fault::Invalid, "neither mediaType");
+    refuse("", &bare, Class::InvalidArgument, "neither mediaType");
     let mut bare = docker;
     bare.as_object_mut().unwrap().remove("mediaType");
     refuse(
         DOCKER_MANIFEST,
         &bare,
-        Fault::Invalid,
+        Class::InvalidArgument,
         "mediaType is missing",
     );
 }
@@ -93,7 +93,7 @@ fn cve_2021_41190_documents_with_two_readings_are_refused() {
     refuse(
         OCI_MANIFEST,
         &both,
-        Fault::Invalid,
+        Class::InvalidArgument,
         "fields of a manifest and of an index",
     );
     let mut both = index(vec![]);
@@ -101,19 +101,19 @@ fn cve_2021_41190_documents_with_two_readings_are_refused() {
     refuse(
         OCI_INDEX,
         &both,
-        Fault::Invalid,
+        Class::InvalidArgument,
         "fields of a manifest and of an index",
     );
     refuse(
         OCI_INDEX,
         &manifest(vec![]),
-        Fault::Invalid,
+        Class::InvalidArgument,
         "differs from the content type",
     );
     refuse(
         DOCKER_LIST,
         &index(vec![]),
-        Fault::Invalid,
+        Class::InvalidArgument,
         "differs from the content type",
     );
     let twice =
@@ -123,18 +123,18 @@ fn cve_2021_41190_documents_with_two_readings_are_refused() {
     for (field, value) in [("schemaVersion", json!(3)), ("blobs", json!([]))] {
         let mut odd = manifest(vec![]);
         odd[field] = value;
-        refuse(OCI_MANIFEST, &odd, Fault::Invalid, field);
+        refuse(OCI_MANIFEST, &odd, Class::InvalidArgument, field);
     }
 }
 
 #[test]
 fn foreign_documents_are_refused_by_name() {
     let schema1 = json!({"schemaVersion": 1, "name": "x", "fsLayers": [], "history": []});
-    refuse("", &schema1, Fault::Unsupported, "schema 1");
+    refuse("", &schema1, Class::Unsupported, "schema 1");
     refuse(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
         &schema1,
-        Fault::Unsupported,
+        Class::Unsupported,
         "schema 1",
     );
     let mut artifact = manifest(vec![layer("application/vnd.wasm.content.layer.v1+wasm")]);
@@ -142,7 +142,7 @@ fn foreign_documents_are_refused_by_name() {
     refuse(
         OCI_MANIFEST,
         &artifact,
-        Fault::Unsupported,
+        Class::Unsupported,
         "application/vnd.wasm.config.v1+json",
     );
     for media_type in [
@@ -157,15 +157,15 @@ fn foreign_documents_are_refused_by_name() {
         refuse(
             OCI_MANIFEST,
             &document,
-            Fault::Unsupported,
+            Class::Unsupported,
             "layers[1].mediaType",
         );
-        refuse(OCI_MANIFEST, &document, Fault::Unsupported, media_type);
+        refuse(OCI_MANIFEST, &document, Class::Unsupported, media_type);
     }
     refuse(
         "text/html",
         &json!({"schemaVersion": 2}),
-        Fault::Unsupported,
+        Class::Unsupported,
         "text/html",
     );
 }
@@ -185,25 +185,35 @@ fn hostile_descriptor_fields_are_refused_by_name() {
     ] {
         let mut document = manifest(vec![layer(GZIP)]);
         document["layers"][0]["digest"] = json!(bad);
-        refuse(OCI_MANIFEST, &document, Fault::Invalid, "layers[0].digest");
+        refuse(
+            OCI_MANIFEST,
+            &document,
+            Class::InvalidArgument,
+            "layers[0].digest",
+        );
         let mut document = index(vec![entry(1, None)]);
         document["manifests"][0]["digest"] = json!(bad);
-        refuse(OCI_INDEX, &document, Fault::Invalid, "manifests[0].digest");
+        refuse(
+            OCI_INDEX,
+            &document,
+            Class::InvalidArgument,
+            "manifests[0].digest",
+        );
     }
     let sizes = [
-        (json!(-1), Fault::Invalid),
-        (json!(i64::MAX), Fault::TooLarge),
-        (json!(null), Fault::Invalid),
+        (json!(-1), Class::InvalidArgument),
+        (json!(i64::MAX), Class::Exhausted),
+        (json!(null), Class::InvalidArgument),
     ];
-    for (size, fault) in sizes {
+    for (size, class) in sizes {
         let mut document = manifest(vec![layer(GZIP)]);
         document["layers"][0]["size"] = size;
-        refuse(OCI_MANIFEST, &document, fault, "layers[0].size");
+        refuse(OCI_MANIFEST, &document, class, "layers[0].size");
     }
     for size in [json!("10"), json!(1.5), json!(1e30), json!([])] {
         let mut document = manifest(vec![layer(GZIP)]);
         document["layers"][0]["size"] = size;
-        refuse(OCI_MANIFEST, &document, Fault::Invalid, "not valid");
+        refuse(OCI_MANIFEST, &document, Class::InvalidArgument, "not valid");
     }
     // Annotations, URLs and embedded data are not read, whatever they hold.
     let mut document = manifest(vec![layer(GZIP)]);
@@ -216,23 +226,23 @@ fn hostile_descriptor_fields_are_refused_by_name() {
 #[test]
 fn counts_and_sums_are_bounded() {
     let many = vec![layer(GZIP); MAX_LAYERS + 1];
-    refuse(OCI_MANIFEST, &manifest(many), Fault::TooLarge, "layers");
+    refuse(OCI_MANIFEST, &manifest(many), Class::Exhausted, "layers");
     let many = vec![entry(1, None); MAX_DESCRIPTORS + 1];
-    refuse(OCI_INDEX, &index(many), Fault::TooLarge, "manifests");
+    refuse(OCI_INDEX, &index(many), Class::Exhausted, "manifests");
     let mut big = layer(GZIP);
     big["size"] = json!(MAX_LAYER_BYTES);
     refuse(
         OCI_MANIFEST,
         &manifest(vec![big.clone(), big]),
-        Fault::TooLarge,
+        Class::Exhausted,
         "sum of layers",
     );
     let error = parse_document("", &vec![b' '; MAX_DOCUMENT_BYTES + 1]).unwrap_err();
-    assert_eq!(error.fault(), Fault::TooLarge);
+    assert_eq!(error.class(), Class::Exhausted);
     let deep = format!("{{\"x\":{}", "[".repeat(100_000));
     assert_eq!(
-        parse_document("", deep.as_bytes()).unwrap_err().fault(),
-        Fault::Invalid
+        parse_document("", deep.as_bytes()).unwrap_err().class(),
+        Class::InvalidArgument
     );
 }
 
@@ -283,7 +293,7 @@ fn the_walk_prefers_the_exact_platform() {
     assert_eq!(pick("amd64", Some("v2")).unwrap(), id(2));
     assert_eq!(pick("aarch64", None).unwrap(), id(3));
     let error = pick("riscv64", None).unwrap_err();
-    assert_eq!(error.fault(), Fault::NoPlatform);
+    assert_eq!(error.class(), Class::NotFound);
     assert!(error.to_string().contains("linux/riscv64"), "{error}");
     assert!(
         error.to_string().contains("linux/arm64/v8, windows/amd64"),
@@ -318,11 +328,11 @@ fn go_2026_6597_amplification_is_cut() {
     let mut documents = vec![index(inner.iter().map(pointing_to).collect())];
     documents.extend(inner);
     let error = walk(&documents, Platform::host()).unwrap_err();
-    assert_eq!(error.fault(), Fault::TooLarge, "{error}");
+    assert_eq!(error.class(), Class::Exhausted, "{error}");
     let leaf = index(vec![]);
     let repeated = index(vec![pointing_to(&leaf); 2000]);
     let error = walk(&[repeated, leaf], Platform::host()).unwrap_err();
-    assert_eq!(error.fault(), Fault::NoPlatform, "{error}");
+    assert_eq!(error.class(), Class::NotFound, "{error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What can go wrong with a pod's network, and the class a caller maps to its own codes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     builtin::BuiltinError, cache::RecordError, conf::ConfError, invoke::InvokeError,
@@ -50,7 +50,7 @@ pub enum NetworkError {
     },
     /// The network configuration is not usable.
     #[error("network configuration is not usable")]
-    Conf(#[source] ConfError),
+    Conf(#[source] Arc<ConfError>),
     /// No conflist is present and the built-in network is turned off.
     #[error("no network configuration in {conf_dir} and the built-in network is off")]
     NoNetwork {

@@ -8,6 +8,10 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+/// A pod's turn. Shared with worker threads, so that it lasts until their work ends even when
+/// the future that waits for them is dropped.
+pub(crate) type Turn = Arc<OwnedMutexGuard<()>>;
+
 /// The pods that are being worked on. The lock is asynchronous because it is held while plugins
 /// run; different pods never wait for each other.
 #[derive(Debug, Default)]
@@ -17,7 +21,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     /// Waits for the pod's turn.
-    pub(crate) async fn enter(&self, pod: &str) -> OwnedMutexGuard<()> {
+    pub(crate) async fn enter(&self, pod: &str) -> Turn {
         let lane = {
             let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
             pods.retain(|_, lane| lane.strong_count() > 0);
@@ -28,7 +32,7 @@ impl Lanes {
                 lane
             })
         };
-        lane.lock_owned().await
+        Arc::new(lane.lock_owned().await)
     }
 
     /// The pods somebody works on or waits for.

@@ -1,33 +1,33 @@
 //! [`Network`]: which network serves a pod, and the order of record, work and undo around it.
 //! Readiness and description are in `network::readiness`.
 
+mod conflist;
 mod readiness;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use tokio::sync::{OwnedMutexGuard, RwLock};
+use tokio::sync::RwLock;
 
+use conflist::of_record;
 pub use readiness::{NetworkDescription, NetworkKind, PluginDescription, SkippedFile};
 
 use crate::{
     builtin::{Builtin, BuiltinError},
     cache::{AttachmentRecord, Cache, Via},
-    chain::{Attachment, Chain, Plugins},
-    conf::{ConfError, Conflist, Version},
+    chain::{Chain, Plugins},
+    conf::Version,
     error::NetworkError,
-    lanes::Lanes,
+    lanes::{Lanes, Turn},
     netns::{self, NetnsError},
     options::NetworkOptions,
     pod::{PodAddresses, PodNetwork, check_id},
     result::CniResult,
     select::{Selection, Selector},
-    stray,
 };
 
 /// Gives pods a network and takes it back. Cheap to clone; all clones are one.
@@ -121,7 +121,12 @@ impl Network {
                 return again(pod, &record, result);
             }
             // An attempt was cut off; nothing of it may stay.
-            if let Some(error) = core.tear_down(&pod.id, Some(pod)).await.into_iter().next() {
+            if let Some(error) = core
+                .tear_down(&pod.id, Some(pod), &turn)
+                .await
+                .into_iter()
+                .next()
+            {
                 return Err(error);
             }
         }
@@ -132,7 +137,7 @@ impl Network {
             .map_err(netns_failed(&pod.id))?;
         let timings = vec![("loopback".to_owned(), began.elapsed())];
         match core.serving()? {
-            Serving::Conflist(selection) => core.conflist_up(pod, selection, timings).await,
+            Serving::Conflist(selection) => core.conflist_up(pod, selection, timings, &turn).await,
             Serving::Builtin => {
                 let (core, pod) = (core.clone(), pod.clone());
                 // The turn goes along: the work ends even when this future is dropped.
@@ -148,8 +153,8 @@ impl Network {
     /// Everything that failed; the rest is done, and the next call does what is left.
     pub async fn down(&self, pod: &PodNetwork) -> Result<(), Vec<NetworkError>> {
         check_id(&pod.id).map_err(|error| vec![error])?;
-        let _turn = self.core.lanes.enter(&pod.id).await;
-        let errors = self.core.tear_down(&pod.id, Some(pod)).await;
+        let turn = self.core.lanes.enter(&pod.id).await;
+        let errors = self.core.tear_down(&pod.id, Some(pod), &turn).await;
         if errors.is_empty() {
             Ok(())
         } else {
@@ -202,7 +207,8 @@ impl Network {
     }
 
     /// Releases every pod not in `keep` that has a record, a lease or a link on the bridge, then
-    /// runs CNI GC where the conflist has it. Pods that are being worked on are kept.
+    /// runs CNI GC where the conflist has it. `keep` names every pod that exists or is being made;
+    /// pods that are being worked on are kept too.
     pub async fn collect_garbage(&self, keep: &BTreeSet<String>) -> Collected {
         let core = &self.core;
         let mut collected = Collected::default();
@@ -220,8 +226,8 @@ impl Network {
         }
         let busy = core.lanes.busy();
         for pod in known.difference(keep).filter(|pod| !busy.contains(*pod)) {
-            let _turn = core.lanes.enter(pod).await;
-            let errors = core.tear_down(pod, None).await;
+            let turn = core.lanes.enter(pod).await;
+            let errors = core.tear_down(pod, None, &turn).await;
             if errors.is_empty() {
                 collected.released.push(pod.clone());
             }
@@ -265,13 +271,15 @@ impl Core {
     /// The conflist when there is one; a directory with broken files only serves nobody, for
     /// pods must not silently land in another network than the operator's.
     fn serving(&self) -> Result<Serving, NetworkError> {
-        let listing = self.selector.listing().map_err(NetworkError::Conf)?;
+        let listing = self
+            .selector
+            .listing()
+            .map_err(|error| NetworkError::Conf(Arc::new(error)))?;
         if let Some(selection) = &listing.chosen {
             return Ok(Serving::Conflist(selection.clone()));
         }
-        if !listing.skipped.is_empty() {
-            // The listing keeps the errors; the first file is read again for one to return.
-            return Err(NetworkError::Conf(self.first_fault()));
+        if let Some(fault) = listing.skipped.first() {
+            return Err(NetworkError::Conf(fault.clone()));
         }
         if self.options.builtin.enabled {
             return Ok(Serving::Builtin);
@@ -281,59 +289,12 @@ impl Core {
         })
     }
 
-    async fn conflist_up(
-        self: &Arc<Self>,
-        pod: &PodNetwork,
-        selection: Selection,
-        mut timings: Vec<(String, Duration)>,
-    ) -> Result<PodAddresses, NetworkError> {
-        let list = selection.list;
-        let _shared = self.garbage.read().await;
-        let capabilities = pod.capabilities();
-        warn_of_ignored(pod, &list);
-        let via = Via::Conflist {
-            file: selection.path,
-            list: list.raw.clone(),
-            args: pod.cni_args(),
-            capabilities: capabilities.clone(),
-        };
-        let mut record = AttachmentRecord::new(&pod.id, &pod.netns, via);
-        self.cache
-            .put(record.clone())
-            .map_err(NetworkError::Record)?;
-        let attachment = Attachment {
-            container_id: pod.id.clone(),
-            netns: pod.netns.to_string_lossy().into_owned(),
-            args: pod.cni_args(),
-            capabilities,
-        };
-        let chain = Chain {
-            list: &list,
-            plugins: &self.plugins,
-        };
-        let attached = async {
-            let result = chain.add(&attachment, &mut timings).await?;
-            let addresses = addresses(&list.name, &result, timings)?;
-            record.result = Some(result.raw);
-            self.cache.put(record).map_err(NetworkError::Record)?;
-            Ok(addresses)
-        };
-        match attached.await {
-            Ok(addresses) => Ok(addresses),
-            Err(cause) => Err(undone(
-                &pod.id,
-                cause,
-                self.tear_down(&pod.id, Some(pod)).await,
-            )),
-        }
-    }
-
     /// Runs on a worker thread, holding the pod's turn.
     fn builtin_up(
         &self,
         pod: &PodNetwork,
         mut timings: Vec<(String, Duration)>,
-        _turn: OwnedMutexGuard<()>,
+        _turn: Turn,
     ) -> Result<PodAddresses, NetworkError> {
         if pod.bandwidth.is_some() {
             tracing::warn!(
@@ -372,7 +333,12 @@ impl Core {
 
     /// Undoes whatever is recorded of a pod, and forgets the record when all of it worked.
     /// The caller has the pod's turn.
-    async fn tear_down(self: &Arc<Self>, id: &str, pod: Option<&PodNetwork>) -> Vec<NetworkError> {
+    async fn tear_down(
+        self: &Arc<Self>,
+        id: &str,
+        pod: Option<&PodNetwork>,
+        turn: &Turn,
+    ) -> Vec<NetworkError> {
         let record = self.cache.get(id);
         let mut errors = match record {
             Some(record) if matches!(record.via, Via::Conflist { .. }) => {
@@ -388,66 +354,16 @@ impl Core {
             }
             Some(_) | None => Vec::new(),
         };
-        let (core, id) = (self.clone(), id.to_owned());
-        match blocking(move || core.builtin_down(&id)).await {
+        let (core, id, turn) = (self.clone(), id.to_owned(), turn.clone());
+        let down = move || {
+            let _until_done = turn;
+            core.builtin_down(&id)
+        };
+        match blocking(down).await {
             Ok(failed) => errors.extend(failed),
             Err(error) => errors.push(error),
         }
         errors
-    }
-
-    async fn conflist_down(&self, record: AttachmentRecord) -> Vec<NetworkError> {
-        if record.inherited && record.result.is_none() {
-            let killed = stray::kill_plugins_of(&record.pod);
-            tracing::info!(
-                pod.id = record.pod,
-                killed,
-                "undoing an interrupted attachment"
-            );
-        }
-        let (list, attachment) = match of_record(&record, &record.netns) {
-            Ok(parts) => parts,
-            Err(error) => return vec![error],
-        };
-        let result = record.result.map(|raw| CniResult::parse(raw, list.version));
-        // It was checked before it was recorded; a damaged one is better left out of DEL.
-        let result = result.and_then(Result::ok);
-        let chain = Chain {
-            list: &list,
-            plugins: &self.plugins,
-        };
-        let mut errors = chain.delete(&attachment, result.as_ref()).await;
-        if errors.is_empty() {
-            errors.extend(
-                self.cache
-                    .remove(&record.pod)
-                    .map_err(NetworkError::Record)
-                    .err(),
-            );
-        }
-        errors
-    }
-
-    async fn present_conflist_down(&self, id: &str, pod: Option<&PodNetwork>) -> Vec<NetworkError> {
-        let Ok(Serving::Conflist(selection)) = self.serving() else {
-            return Vec::new();
-        };
-        let unknown = PodNetwork {
-            id: id.to_owned(),
-            ..PodNetwork::default()
-        };
-        let pod = pod.unwrap_or(&unknown);
-        let attachment = Attachment {
-            container_id: id.to_owned(),
-            netns: usable(&pod.netns),
-            args: pod.cni_args(),
-            capabilities: pod.capabilities(),
-        };
-        let chain = Chain {
-            list: &selection.list,
-            plugins: &self.plugins,
-        };
-        chain.delete(&attachment, None).await
     }
 
     fn builtin_down(&self, id: &str) -> Vec<NetworkError> {
@@ -459,25 +375,6 @@ impl Core {
             errors.extend(self.cache.remove(id).map_err(NetworkError::Record).err());
         }
         errors
-    }
-
-    /// The fault of the first configuration file.
-    fn first_fault(&self) -> ConfError {
-        let dir = self.options.conf_dir.clone();
-        let mut files: Vec<_> = std::fs::read_dir(&dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect();
-        files.sort_by_key(std::fs::DirEntry::path);
-        let faults = files
-            .iter()
-            .filter_map(|file| Conflist::load(&file.path()).err());
-        let gone = || ConfError::File {
-            path: dir,
-            source: std::io::ErrorKind::NotFound.into(),
-        };
-        faults.into_iter().next().unwrap_or_else(gone)
     }
 }
 
@@ -524,62 +421,6 @@ fn parse_result(network: &str, raw: Value, version: Version) -> Result<CniResult
         network: network.to_owned(),
         source,
     })
-}
-
-/// The conflist and the arguments a pod's ADD had.
-fn of_record(
-    record: &AttachmentRecord,
-    netns: &Path,
-) -> Result<(Conflist, Attachment), NetworkError> {
-    let Via::Conflist {
-        file,
-        list,
-        args,
-        capabilities,
-    } = &record.via
-    else {
-        unreachable!("called for conflists only");
-    };
-    let list = Conflist::parse(file, list.clone()).map_err(NetworkError::Conf)?;
-    let attachment = Attachment {
-        container_id: record.pod.clone(),
-        netns: usable(netns),
-        args: args.clone(),
-        capabilities: capabilities.clone(),
-    };
-    Ok((list, attachment))
-}
-
-/// `CNI_NETNS` of DEL: empty when the namespace is gone, or something else is in its place.
-fn usable(netns: &Path) -> String {
-    match netns::open(netns) {
-        Ok(_) => netns.to_string_lossy().into_owned(),
-        Err(_) => String::new(),
-    }
-}
-
-/// What the pod asks for and no plugin of the list will do.
-fn warn_of_ignored(pod: &PodNetwork, list: &Conflist) {
-    let declared = |name: &str| {
-        list.plugins
-            .iter()
-            .any(|plugin| plugin.capabilities.contains(name))
-    };
-    let asked = [
-        ("portMappings", !pod.host_ports().is_empty()),
-        ("bandwidth", pod.bandwidth.is_some()),
-    ];
-    for (capability, _) in asked
-        .iter()
-        .filter(|(name, asked)| *asked && !declared(name))
-    {
-        tracing::warn!(
-            pod.id = pod.id,
-            network = list.name,
-            capability,
-            "no plugin has the capability"
-        );
-    }
 }
 
 fn undone(pod: &str, cause: NetworkError, left: Vec<NetworkError>) -> NetworkError {

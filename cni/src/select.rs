@@ -21,7 +21,7 @@ pub(crate) struct Selection {
 pub(crate) struct Listing {
     pub(crate) chosen: Option<Selection>,
     /// Files before the chosen one that are not valid.
-    pub(crate) skipped: Vec<ConfError>,
+    pub(crate) skipped: Vec<Arc<ConfError>>,
 }
 
 /// Reads the directory on each use; parses again only when a file changed.
@@ -76,7 +76,7 @@ impl Selector {
                     });
                     break;
                 }
-                Err(error) => listing.skipped.push(error),
+                Err(error) => listing.skipped.push(Arc::new(error)),
             }
         }
         let listing = Arc::new(listing);

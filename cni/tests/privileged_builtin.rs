@@ -443,6 +443,25 @@ fn privileged_an_interrupted_up_is_done_again() {
 }
 
 #[test]
+fn privileged_dropped_calls_leave_a_pod_that_can_go_down() {
+    if !privileged(&[NFT]) {
+        return;
+    }
+    on_a_host(async |mut bed| {
+        let network = bed.network();
+        for microseconds in [0, 200, 500, 1000, 2000, 4000] {
+            let pod = bed.pod(&[tcp(None, 8080, 80)]);
+            let patience = std::time::Duration::from_micros(microseconds);
+            let _ = tokio::time::timeout(patience, network.up(&pod)).await;
+            let _ = tokio::time::timeout(patience, network.down(&pod)).await;
+            network.up(&pod).await.unwrap();
+            network.down(&pod).await.unwrap();
+            bed.assert_clean(&network);
+        }
+    });
+}
+
+#[test]
 fn privileged_garbage_is_collected() {
     if !privileged(&[NFT]) {
         return;

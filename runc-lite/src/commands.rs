@@ -1,0 +1,306 @@
+//! The command line, in runc's words: global options, then one file per verb.
+
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod kill;
+mod list;
+mod pause;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lexopt::prelude::*;
+
+use crate::cgroup::CgroupError;
+use crate::error_chain;
+use crate::log::{Format, Level, Log};
+use crate::process::ProcessError;
+use crate::seccomp::SeccompError;
+use crate::spec::SpecError;
+use crate::state::{ContainerId, StateError};
+
+/// Where containers are kept when `--root` does not say.
+const DEFAULT_ROOT: &str = "/run/runc-lite";
+/// Version of the runtime specification this runtime follows.
+pub(crate) const OCI_VERSION: &str = "1.2.1";
+
+const HELP: &str = "\
+runc-lite: an OCI runtime
+
+usage: runc-lite [global options] COMMAND [options] [arguments]
+
+commands:
+  create [-b DIR] [--console-socket S] [--pid-file F] [--preserve-fds N] ID
+  run    [as create] [-d] [--keep] ID
+  start ID
+  exec   [-d] [-t] [-u UID[:GID]] [-p FILE] [--cwd DIR] [-e N=V] [--cap C] [--cgroup PATH]
+         [--additional-gids G] [--pid-file F] [--console-socket S] [--preserve-fds N] ID [COMMAND...]
+  kill [-a] ID [SIGNAL]
+  delete [-f] ID
+  state ID
+  list [-q] [-f table|json]
+  features
+  spec [-b DIR]
+  pause        be a pod's sandbox process: reap children, exit on SIGTERM or SIGINT
+
+global options:
+  --root DIR            directory of the containers (/run/runc-lite)
+  --log FILE            log file
+  --log-format FORMAT   text (default) or json
+  --debug               log decisions too
+  -h, --help; -v, --version
+";
+
+/// What ends a command without success.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    /// The command line cannot be understood.
+    #[error("{reason} (see --help)")]
+    Usage { reason: String },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    /// The container is not in a state for this.
+    #[error("{reason}")]
+    Refused { reason: String },
+    #[error("cannot {operation} {object}")]
+    Io {
+        operation: &'static str,
+        object: String,
+        source: std::io::Error,
+    },
+}
+
+impl From<lexopt::Error> for CommandError {
+    fn from(error: lexopt::Error) -> CommandError {
+        usage(error.to_string())
+    }
+}
+
+fn usage(reason: impl Into<String>) -> CommandError {
+    CommandError::Usage {
+        reason: reason.into(),
+    }
+}
+
+fn refused(reason: impl Into<String>) -> CommandError {
+    CommandError::Refused {
+        reason: reason.into(),
+    }
+}
+
+fn io_error(
+    operation: &'static str,
+    object: impl Into<String>,
+    source: std::io::Error,
+) -> CommandError {
+    CommandError::Io {
+        operation,
+        object: object.into(),
+        source,
+    }
+}
+
+/// What the global options say.
+#[derive(Debug)]
+struct Globals {
+    root: PathBuf,
+    log: Log,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let arguments: Vec<OsString> = arguments.collect();
+    let named_pause = Path::new(&program)
+        .file_name()
+        .is_some_and(|name| name == "pause");
+    if named_pause || (arguments.len() == 1 && arguments[0] == "pause") {
+        return pause::run();
+    }
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut log = Log::none();
+    match dispatch(&mut parser, &mut log) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            let text = error_chain(&failure.error);
+            log.write(Level::Error, &text);
+            // Nobody may be left to read it.
+            let _ = writeln!(std::io::stderr(), "{text}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+struct Failure {
+    error: CommandError,
+    code: u8,
+}
+
+fn dispatch(parser: &mut lexopt::Parser, log: &mut Log) -> Result<u8, Failure> {
+    let general = |error| Failure { error, code: 1 };
+    let (globals, command) = match parse_globals(parser).map_err(general)? {
+        Parsed::Command(globals, command) => (globals, command),
+        Parsed::Print(text) => return print(&text).map(|()| 0).map_err(general),
+    };
+    let result = match command.to_str() {
+        Some("create") => create::run(&globals, parser).map(|()| 0),
+        Some("run") => run::run(&globals, parser),
+        Some("start") => start::run(&globals, parser).map(|()| 0),
+        Some("exec") => exec::run(&globals, parser),
+        Some("kill") => kill::run(&globals, parser).map(|()| 0),
+        Some("delete") => delete::run(&globals, parser).map(|()| 0),
+        Some("state") => state::run(&globals, parser).map(|()| 0),
+        Some("list") => list::run(&globals, parser).map(|()| 0),
+        Some("features") => features::run(parser).map(|()| 0),
+        Some("spec") => spec::run(parser).map(|()| 0),
+        Some("pause") => Err(usage(
+            "pause takes no container; freezing comes with a later version",
+        )),
+        _ => Err(usage(format!("unknown command {command:?}"))),
+    };
+    // runc's convention: 255 tells the runtime's own failure from an exit code of the program.
+    let code = if command == "exec" { 255 } else { 1 };
+    *log = globals.log;
+    result.map_err(|error| Failure { error, code })
+}
+
+enum Parsed {
+    Command(Globals, OsString),
+    Print(String),
+}
+
+fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
+    let mut root = PathBuf::from(DEFAULT_ROOT);
+    let mut log_path: Option<PathBuf> = None;
+    let mut format = Format::Text;
+    let mut debug = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("root") => root = absolute(&PathBuf::from(parser.value()?))?,
+            Long("log") => log_path = Some(PathBuf::from(parser.value()?)),
+            Long("log-format") => {
+                format = match parser.value()?.to_str() {
+                    Some("text") => Format::Text,
+                    Some("json") => Format::Json,
+                    other => {
+                        return Err(usage(format!("--log-format {other:?} is not text or json")));
+                    }
+                };
+            }
+            Long("debug") => debug = true,
+            Long("systemd-cgroup") => {
+                return Err(usage(
+                    "--systemd-cgroup is not supported: only the cgroupfs driver is built in",
+                ));
+            }
+            Long("rootless") => {
+                let value = parser.value()?;
+                if value != "false" && value != "auto" {
+                    return Err(usage(format!("--rootless {value:?} is not supported")));
+                }
+            }
+            Short('h') | Long("help") => return Ok(Parsed::Print(HELP.to_owned())),
+            Short('v') | Long("version") => {
+                let version = env!("CARGO_PKG_VERSION");
+                return Ok(Parsed::Print(format!(
+                    "runc-lite version {version}\nspec: {OCI_VERSION}\n"
+                )));
+            }
+            Value(command) => {
+                let log = match log_path {
+                    Some(path) => Log::open(&path, format, debug).map_err(|e| {
+                        io_error("open the log file", path.display().to_string(), e)
+                    })?,
+                    None => Log::none(),
+                };
+                return Ok(Parsed::Command(Globals { root, log }, command));
+            }
+            Short(_) | Long(_) => return Err(argument.unexpected().into()),
+        }
+    }
+    Ok(Parsed::Print(HELP.to_owned()))
+}
+
+fn print(text: &str) -> Result<(), CommandError> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|e| io_error("write to", "standard output", e))
+}
+
+/// `path` from the caller's directory, without resolving links.
+fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
+    std::path::absolute(path).map_err(|e| io_error("resolve", path.display().to_string(), e))
+}
+
+/// Parses a container id given as an argument.
+fn parse_id(argument: Option<OsString>) -> Result<ContainerId, CommandError> {
+    let argument = argument.ok_or_else(|| usage("a container id is needed"))?;
+    let text = argument
+        .to_str()
+        .ok_or_else(|| usage(format!("container id {argument:?} is not valid text")))?;
+    Ok(ContainerId::parse(text)?)
+}
+
+/// The one argument of a verb without options: the id.
+fn only_id(parser: &mut lexopt::Parser) -> Result<ContainerId, CommandError> {
+    let mut id = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(value) if id.is_none() => id = Some(value),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    parse_id(id)
+}
+
+fn text_value(parser: &mut lexopt::Parser, option: &str) -> Result<String, CommandError> {
+    let value = parser.value()?;
+    value
+        .into_string()
+        .map_err(|value| usage(format!("--{option} {value:?} is not valid text")))
+}
+
+fn number_value(parser: &mut lexopt::Parser, option: &str) -> Result<u32, CommandError> {
+    let text = text_value(parser, option)?;
+    text.parse()
+        .map_err(|_| usage(format!("--{option} {text:?} is not a number")))
+}
+
+/// Descriptors that may be handed through: far more than anybody passes, far fewer than a mistake.
+const MAX_PRESERVED: u32 = 4096;
+
+/// Keeps `count` descriptors from 3 on for the program and marks all others close-on-exec, whoever
+/// left them open (CVE-2024-21626).
+fn keep_descriptors(count: u32) -> Result<(), CommandError> {
+    if count > MAX_PRESERVED {
+        return Err(usage(format!(
+            "--preserve-fds {count} is above {MAX_PRESERVED}"
+        )));
+    }
+    crate::sys::close_range(3 + count, u32::MAX, true)
+        .map_err(|e| io_error("close", "inherited descriptors", e))
+}
+
+/// Goes on from a sealed copy of this binary: for the verbs whose children enter a container.
+fn run_sealed() -> Result<(), CommandError> {
+    crate::process::run_from_sealed_copy()
+        .map_err(|e| io_error("run from", "a sealed copy of this binary", e))
+}

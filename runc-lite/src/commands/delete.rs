@@ -1,0 +1,60 @@
+//! `delete`: remove a container and everything create made, at whatever point create got to.
+
+use lexopt::prelude::*;
+
+use super::start::hooks_of;
+use super::{CommandError, Globals, parse_id, refused};
+use crate::container::{Container, Status};
+use crate::process::{hooks, state_text};
+use crate::state::StateError;
+
+pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
+    let (mut force, mut id) = (false, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('f') | Long("force") => force = true,
+            Value(value) if id.is_none() => id = Some(value),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let id = parse_id(id)?;
+    let container = match Container::open_locked(&globals.root, &id) {
+        Ok(container) => container,
+        Err(StateError::NotFound { .. }) if force => return Ok(()),
+        // A record nobody can read has nothing more to tell; what it named cannot be found by it.
+        Err(StateError::Record { path, source }) if force => {
+            globals.log.warn(&format!(
+                "record {} is unreadable: {source}",
+                path.display()
+            ));
+            let directory = crate::state::StateDirectory::open(&globals.root, &id)?;
+            return Ok(directory.remove()?);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let status = container.status();
+    if !force && matches!(status, Status::Running | Status::Paused | Status::Creating) {
+        return Err(refused(format!(
+            "cannot delete container {:?} that is not stopped: {}",
+            id.as_str(),
+            status.as_str()
+        )));
+    }
+    remove(globals, &container)
+}
+
+/// Kills what is left of a locked container and removes its cgroup and directory.
+pub(super) fn remove(globals: &Globals, container: &Container) -> Result<(), CommandError> {
+    container.kill_init().map_err(refused)?;
+    if let Some(group) = container.cgroup() {
+        group.remove()?;
+    }
+    let state = state_text(&container.record, "stopped");
+    for hook in hooks_of(container).poststop {
+        // The specification: a poststop hook that fails is logged, the others still run.
+        if let Err(reason) = hooks::run("poststop", std::slice::from_ref(&hook), &state) {
+            globals.log.warn(&reason);
+        }
+    }
+    Ok(container.directory.remove()?)
+}

@@ -1,0 +1,265 @@
+//! `exec`: run one more program in a running container.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+
+use super::{
+    CommandError, Globals, absolute, io_error, keep_descriptors, number_value, parse_id, refused,
+    run_sealed, text_value, usage,
+};
+use crate::cgroup::Subgroup;
+use crate::config::{Config, Process};
+use crate::container::{Container, Status};
+use crate::plan::ProcessPlan;
+use crate::process::{AttachRequest, attach, forward_signals_until_exit};
+use crate::spec::plan_process;
+use crate::state::{CONFIG_FILE, ContainerId};
+
+/// Bound of a process document.
+const MAX_DOCUMENT: u64 = 16 << 20;
+
+#[derive(Debug, Default)]
+struct Options {
+    process: Option<PathBuf>,
+    detach: bool,
+    terminal: bool,
+    user: Option<(u32, Option<u32>)>,
+    cwd: Option<String>,
+    env: Vec<String>,
+    capabilities: Vec<String>,
+    additional_gids: Vec<u32>,
+    no_new_privileges: bool,
+    apparmor: Option<String>,
+    pid_file: Option<PathBuf>,
+    console_socket: Option<PathBuf>,
+    subgroup: Option<Subgroup>,
+    preserve_fds: u32,
+    ignore_paused: bool,
+    args: Vec<String>,
+}
+
+fn parse(parser: &mut lexopt::Parser) -> Result<(Options, ContainerId), CommandError> {
+    let mut options = Options::default();
+    let mut id = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('p') | Long("process") => {
+                options.process = Some(absolute(&PathBuf::from(parser.value()?))?);
+            }
+            Short('d') | Long("detach") => options.detach = true,
+            Short('t') | Long("tty") => options.terminal = true,
+            Short('u') | Long("user") => {
+                options.user = Some(parse_user(&text_value(parser, "user")?)?);
+            }
+            Long("cwd") => options.cwd = Some(text_value(parser, "cwd")?),
+            Short('e') | Long("env") => options.env.push(text_value(parser, "env")?),
+            Short('c') | Long("cap") => options.capabilities.push(text_value(parser, "cap")?),
+            Short('g') | Long("additional-gids") => {
+                options
+                    .additional_gids
+                    .push(number_value(parser, "additional-gids")?);
+            }
+            Long("no-new-privs") => options.no_new_privileges = true,
+            Long("apparmor") => options.apparmor = Some(text_value(parser, "apparmor")?),
+            Long("pid-file") => {
+                options.pid_file = Some(absolute(&PathBuf::from(parser.value()?))?);
+            }
+            Long("console-socket") => {
+                options.console_socket = Some(absolute(&PathBuf::from(parser.value()?))?);
+            }
+            Long("cgroup") => {
+                options.subgroup = Some(Subgroup::parse(&text_value(parser, "cgroup")?)?);
+            }
+            Long("preserve-fds") => options.preserve_fds = number_value(parser, "preserve-fds")?,
+            Long("ignore-paused") => options.ignore_paused = true,
+            Value(value) if id.is_none() => id = Some(value),
+            Value(value) => {
+                // The rest belongs to the program, options and all.
+                let rest = std::iter::once(value).chain(parser.raw_args()?);
+                options.args = rest
+                    .map(|word| {
+                        word.into_string()
+                            .map_err(|word| usage(format!("argument {word:?} is not valid text")))
+                    })
+                    .collect::<Result<_, _>>()?;
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok((options, parse_id(id)?))
+}
+
+/// `UID` or `UID:GID`, plain decimal numbers and nothing else (CVE-2026-30892).
+fn parse_user(text: &str) -> Result<(u32, Option<u32>), CommandError> {
+    let number = |part: &str| {
+        let plain = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        part.parse::<u32>()
+            .ok()
+            .filter(|id| plain && *id != u32::MAX)
+    };
+    let parsed = match text.split_once(':') {
+        None => number(text).map(|uid| (uid, None)),
+        Some((uid, gid)) => number(uid)
+            .zip(number(gid))
+            .map(|(uid, gid)| (uid, Some(gid))),
+    };
+    parsed.ok_or_else(|| usage(format!("--user {text:?} is not of the form UID[:GID]")))
+}
+
+pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, CommandError> {
+    let (options, id) = parse(parser)?;
+    run_sealed()?;
+    let container = Container::open(&globals.root, &id)?;
+    match container.status() {
+        Status::Running | Status::Created => {}
+        Status::Paused if options.ignore_paused => {}
+        Status::Paused => {
+            return Err(refused(
+                "cannot exec in a paused container (use --ignore-paused)",
+            ));
+        }
+        Status::Stopped | Status::Creating => {
+            return Err(refused(format!(
+                "cannot exec in a {} container",
+                container.status().as_str()
+            )));
+        }
+    }
+    let stopped = || refused("cannot exec in a stopped container");
+    let init = container.init().ok_or_else(stopped)?;
+    let group = container.cgroup().ok_or_else(stopped)?;
+    let document = container
+        .directory
+        .read(CONFIG_FILE)?
+        .ok_or_else(|| refused("the container's document is gone"))?;
+    let config: Config = serde_json::from_slice(&document)
+        .map_err(|e| io_error("read", "the container's document", e.into()))?;
+    let seccomp = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.seccomp.as_ref())
+        .filter(|profile| profile.get() != "null");
+    let filter = seccomp
+        .map(|profile| crate::seccomp::cache::filter(&globals.root, profile.get()))
+        .transpose()?;
+    let plan = plan(&options, config.process.unwrap_or_default(), globals)?;
+    if plan.terminal && options.console_socket.is_none() {
+        return Err(usage("a terminal needs --console-socket"));
+    }
+    if !plan.terminal && options.console_socket.is_some() {
+        return Err(usage("--console-socket goes with a terminal only"));
+    }
+    keep_descriptors(options.preserve_fds)?;
+    // Order: blocked before there is a child, so that no signal is lost.
+    let blocked = if options.detach {
+        None
+    } else {
+        let set = crate::sys::block_all_signals();
+        Some(set.map_err(|e| io_error("block", "signals", e))?)
+    };
+    let attached = attach(&AttachRequest {
+        id: id.as_str(),
+        init: init.as_fd(),
+        plan: &plan,
+        filter: filter.as_ref(),
+        cgroup: group.as_ref(),
+        subgroup: options.subgroup.as_ref(),
+        pid_file: options.pid_file.as_deref(),
+        console_socket: options.console_socket.as_deref(),
+        preserve_fds: options.preserve_fds,
+        log: &globals.log,
+    })?;
+    let Some(blocked) = blocked else { return Ok(0) };
+    let code = forward_signals_until_exit(attached.pid, attached.pidfd.as_fd(), &blocked)
+        .map_err(|e| io_error("wait for", "the program", e))?;
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The process to run: the file of `--process`, or the container's own with the options' changes.
+fn plan(options: &Options, own: Process, globals: &Globals) -> Result<ProcessPlan, CommandError> {
+    let own_capabilities = own.capabilities.clone();
+    let mut process = match &options.process {
+        Some(path) => read_process(path)?,
+        None => {
+            let mut process = Process {
+                args: options.args.clone(),
+                terminal: false,
+                ..own
+            };
+            process.env.extend(options.env.iter().cloned());
+            process.oom_score_adj = None;
+            if let Some((uid, gid)) = options.user {
+                process.user.uid = uid;
+                process.user.gid = gid.unwrap_or(process.user.gid);
+            }
+            if let Some(cwd) = &options.cwd {
+                process.cwd.clone_from(cwd);
+            }
+            process
+                .user
+                .additional_gids
+                .extend(&options.additional_gids);
+            process.no_new_privileges |= options.no_new_privileges;
+            if let Some(profile) = &options.apparmor {
+                process.apparmor_profile.clone_from(profile);
+            }
+            process
+        }
+    };
+    process.terminal |= options.terminal;
+    if process.capabilities.is_none() {
+        // Never more than the container has (CVE-2025-27612).
+        process.capabilities = own_capabilities;
+    }
+    if !options.capabilities.is_empty() {
+        let sets = process.capabilities.get_or_insert_default();
+        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            set.extend(options.capabilities.iter().cloned());
+        }
+    }
+    let mut warnings = Vec::new();
+    let plan = plan_process(process, &mut warnings)?;
+    warnings
+        .iter()
+        .for_each(|warning| globals.log.warn(warning));
+    Ok(plan)
+}
+
+fn read_process(path: &std::path::Path) -> Result<Process, CommandError> {
+    use std::io::Read;
+    let fail = |e: std::io::Error| io_error("read", path.display().to_string(), e);
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(fail)?;
+    file.take(MAX_DOCUMENT)
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_plain_numbers() {
+        assert_eq!(parse_user("0").unwrap(), (0, None));
+        assert_eq!(parse_user("1000:100").unwrap(), (1000, Some(100)));
+        for text in [
+            "",
+            ":",
+            "1:",
+            ":1",
+            "1:1:1",
+            " 1",
+            "+1",
+            "-1",
+            "0x0",
+            "4294967295",
+            "4294967296",
+        ] {
+            assert!(parse_user(text).is_err(), "{text:?}");
+        }
+    }
+}

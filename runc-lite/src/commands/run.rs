@@ -1,0 +1,42 @@
+//! `run`: create, start, and unless detached wait and delete.
+
+use std::os::fd::AsFd;
+
+use super::create::{make, parse};
+use super::delete::remove;
+use super::{CommandError, Globals, io_error, run_sealed};
+use crate::container::Container;
+use crate::process::forward_signals_until_exit;
+
+pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, CommandError> {
+    let options = parse(parser, true)?;
+    run_sealed()?;
+    // Order: blocked before there is a child, so that no signal is lost.
+    let blocked = if options.detach {
+        None
+    } else {
+        let set = crate::sys::block_all_signals();
+        Some(set.map_err(|e| io_error("block", "signals", e))?)
+    };
+    let created = make(globals, &options)?;
+    let container = Container {
+        directory: created.directory,
+        record: created.record,
+    };
+    let started = super::start::start(globals, &container);
+    if started.is_err() {
+        // The container never ran: nobody but this command knows of it.
+        let removed = remove(globals, &container);
+        started?;
+        removed?;
+    }
+    let (Some(blocked), Some(init)) = (blocked, container.record.init) else {
+        return Ok(0);
+    };
+    let code = forward_signals_until_exit(init.pid, created.pidfd.as_fd(), &blocked)
+        .map_err(|e| io_error("wait for", "the container", e))?;
+    if !options.keep {
+        remove(globals, &container)?;
+    }
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}

@@ -1,0 +1,328 @@
+//! What a container will be, as values: the output of [`crate::spec`], the input of everything that acts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::value::RawValue;
+
+use crate::config::{Hooks, Resources};
+use crate::sys::MountAttributes;
+
+/// Everything decided about a container before the first side effect.
+#[derive(Debug)]
+pub struct Plan {
+    /// `ociVersion` of the document.
+    pub oci_version: String,
+    /// The root file system.
+    pub rootfs: RootfsPlan,
+    /// Namespaces to make and to join.
+    pub namespaces: Namespaces,
+    /// Empty: leave the host name alone.
+    pub hostname: String,
+    /// Empty: leave the NIS domain name alone.
+    pub domainname: String,
+    /// Mounts in the order of the document.
+    pub mounts: Vec<MountPlan>,
+    /// Device nodes to make, the default ones first.
+    pub devices: Vec<DeviceNode>,
+    /// Absolute, clean paths to hide.
+    pub masked_paths: Vec<String>,
+    /// Absolute, clean paths to make read-only.
+    pub readonly_paths: Vec<String>,
+    /// Files below `/proc/sys` (relative) and their values.
+    pub sysctls: Vec<(String, String)>,
+    /// Where in the cgroup tree.
+    pub cgroup_path: CgroupPath,
+    /// Limits.
+    pub resources: Resources,
+    /// Raw profile text, compiled or found in the cache by [`crate::seccomp`].
+    pub seccomp: Option<Box<RawValue>>,
+    /// Hooks of all six kinds.
+    pub hooks: Hooks,
+    /// What runs.
+    pub process: ProcessPlan,
+    /// Carried into the state document only; no decision is taken from them.
+    pub annotations: BTreeMap<String, String>,
+    /// Execution domain, see personality(2).
+    pub personality: Option<u64>,
+}
+
+/// The root file system of a container.
+#[derive(Debug)]
+pub struct RootfsPlan {
+    /// Absolute, or relative to the bundle.
+    pub path: PathBuf,
+    /// Whether the root mount becomes read-only at the end.
+    pub readonly: bool,
+    /// Propagation of the container's root mount; `None`: as inherited (a slave of the host).
+    pub propagation: Option<Propagation>,
+}
+
+/// A propagation type with or without the whole subtree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Propagation {
+    /// Value for mount_setattr(2).
+    pub kind: PropagationKind,
+    /// Whether mounts below are changed too.
+    pub recursive: bool,
+}
+
+/// The propagation types of mount_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PropagationKind {
+    /// Receives and sends nothing.
+    Private,
+    /// Receives only.
+    Slave,
+    /// Receives and sends.
+    Shared,
+    /// Private and not to be bound.
+    Unbindable,
+}
+
+impl PropagationKind {
+    /// The `MS_*` value that mount_setattr(2) takes.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        match self {
+            PropagationKind::Private => libc::MS_PRIVATE,
+            PropagationKind::Slave => libc::MS_SLAVE,
+            PropagationKind::Shared => libc::MS_SHARED,
+            PropagationKind::Unbindable => libc::MS_UNBINDABLE,
+        }
+    }
+}
+
+/// A kind of namespace the runtime knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NamespaceKind {
+    /// Process ids.
+    Pid,
+    /// Network.
+    Network,
+    /// Mounts.
+    Mount,
+    /// Host and domain name.
+    Uts,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// The view of the cgroup tree.
+    Cgroup,
+}
+
+impl NamespaceKind {
+    /// The `CLONE_NEW*` bit.
+    #[must_use]
+    pub const fn clone_flag(self) -> u64 {
+        match self {
+            NamespaceKind::Pid => 0x2000_0000,
+            NamespaceKind::Network => 0x4000_0000,
+            NamespaceKind::Mount => 0x0002_0000,
+            NamespaceKind::Uts => 0x0400_0000,
+            NamespaceKind::Ipc => 0x0800_0000,
+            NamespaceKind::Cgroup => 0x0200_0000,
+        }
+    }
+
+    /// The name of the OCI specification.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            NamespaceKind::Pid => "pid",
+            NamespaceKind::Network => "network",
+            NamespaceKind::Mount => "mount",
+            NamespaceKind::Uts => "uts",
+            NamespaceKind::Ipc => "ipc",
+            NamespaceKind::Cgroup => "cgroup",
+        }
+    }
+
+    /// The file below `/proc/<pid>/ns`.
+    #[must_use]
+    pub const fn proc_name(self) -> &'static str {
+        match self {
+            NamespaceKind::Pid => "pid",
+            NamespaceKind::Network => "net",
+            NamespaceKind::Mount => "mnt",
+            NamespaceKind::Uts => "uts",
+            NamespaceKind::Ipc => "ipc",
+            NamespaceKind::Cgroup => "cgroup",
+        }
+    }
+}
+
+/// Which namespaces are made and which are joined; a kind in neither list is shared with the caller.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// Made for this container.
+    pub new: Vec<NamespaceKind>,
+    /// Joined by path.
+    pub join: Vec<(NamespaceKind, PathBuf)>,
+}
+
+impl Namespaces {
+    /// Whether `kind` is made for this container.
+    #[must_use]
+    pub fn makes(&self, kind: NamespaceKind) -> bool {
+        self.new.contains(&kind)
+    }
+
+    /// The path by which `kind` is joined, if it is.
+    #[must_use]
+    pub fn joined(&self, kind: NamespaceKind) -> Option<&PathBuf> {
+        self.join
+            .iter()
+            .find(|(joined, _)| *joined == kind)
+            .map(|(_, path)| path)
+    }
+
+    /// Whether the container's `kind` is another one than the caller's.
+    #[must_use]
+    pub fn separates(&self, kind: NamespaceKind) -> bool {
+        self.makes(kind) || self.joined(kind).is_some()
+    }
+}
+
+/// One mount.
+#[derive(Debug, Clone)]
+pub struct MountPlan {
+    /// Position in the document, for messages.
+    pub index: usize,
+    /// Absolute and clean, inside the container.
+    pub destination: String,
+    /// What is mounted.
+    pub kind: MountKind,
+    /// Attributes of the mount itself.
+    pub attributes: MountAttributes,
+    /// Attributes of the whole subtree (`rro` and kin).
+    pub recursive_attributes: MountAttributes,
+    /// Propagation changes, in order, after attaching.
+    pub propagation: Vec<Propagation>,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// A directory or file of the host.
+    Bind {
+        /// Path on the host; relative ones start at the bundle.
+        source: PathBuf,
+        /// With all mounts below it.
+        recursive: bool,
+    },
+    /// A new instance of a file system.
+    New {
+        /// Type as the kernel knows it.
+        fs_type: String,
+        /// The `source` string.
+        source: String,
+        /// Options for the file system, in order.
+        parameters: Vec<(String, Option<String>)>,
+    },
+    /// The container's view of the cgroup tree, whatever the host's version is.
+    Cgroup,
+    /// Change the attributes of what is mounted there already.
+    Remount,
+}
+
+/// One device node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Absolute and clean, inside the container.
+    pub path: String,
+    /// Character, block or FIFO.
+    pub kind: DeviceKind,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// The type of a device node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Character device (`c`, `u`).
+    Character,
+    /// Block device (`b`).
+    Block,
+    /// Named pipe (`p`).
+    Fifo,
+}
+
+/// Where the container's cgroup lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupPath {
+    /// Below the root of each controller; begins with `/`.
+    Absolute(String),
+    /// Below the runtime's own cgroup.
+    Relative(String),
+}
+
+/// A process of the container, its first or a later one.
+#[derive(Debug, Clone)]
+pub struct ProcessPlan {
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+    /// Rows and columns of the terminal.
+    pub console_size: Option<(u16, u16)>,
+    /// Program and arguments, at least one.
+    pub args: Vec<String>,
+    /// `NAME=value`, later ones win.
+    pub env: Vec<String>,
+    /// Absolute.
+    pub cwd: String,
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// `None`: capabilities are left as they are inherited.
+    pub capabilities: Option<CapabilityPlan>,
+    /// Resource limits.
+    pub rlimits: Vec<RlimitPlan>,
+    /// Set no_new_privs.
+    pub no_new_privileges: bool,
+    /// Empty: none.
+    pub apparmor_profile: String,
+    /// Empty: none.
+    pub selinux_label: String,
+    /// `None`: as inherited.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// The five sets as bit masks, bit n for capability number n.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CapabilityPlan {
+    /// Upper bound of what execve can give.
+    pub bounding: u64,
+    /// In force.
+    pub effective: u64,
+    /// Kept over execve of files with inheritable capabilities.
+    pub inheritable: u64,
+    /// May be put in force.
+    pub permitted: u64,
+    /// Kept over execve of plain files.
+    pub ambient: u64,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RlimitPlan {
+    /// `RLIMIT_*` name.
+    pub name: &'static str,
+    /// Which.
+    pub resource: rustix::process::Resource,
+    /// Soft limit; `u64::MAX` is unlimited.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is unlimited.
+    pub hard: u64,
+}

@@ -1,0 +1,23 @@
+//! The processes of a container: the parent that the caller started, an intermediate one where init must
+//! be born into an existing PID namespace, init itself, and later processes (`exec`).
+
+mod attach;
+mod environment;
+mod gate;
+pub mod hooks;
+mod identity;
+mod init;
+mod intermediate;
+pub mod message;
+mod parent;
+mod program;
+mod sealed;
+mod terminal;
+mod wait;
+
+pub use attach::{AttachRequest, Attached, attach};
+pub use gate::{is_waiting, open as open_gate, start};
+pub(crate) use parent::state_text;
+pub use parent::{CreateRequest, Created, ProcessError, create};
+pub use sealed::run_from_sealed_copy;
+pub use wait::{forward_signals_until_exit, wait_for_exit};

@@ -1,0 +1,179 @@
+//! A later process in a running container: what `exec` does.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use super::intermediate::{Role, bear};
+use super::message::{ChildEnd, ToChild, ToParent, pair};
+use super::parent::{
+    ProcessError, check_labels, io_error, open_pidfd, proceed_and_receive, set_oom_score,
+    write_pid_file,
+};
+use super::wait::reap;
+use super::{program, terminal};
+use crate::cgroup::{Cgroup, Subgroup};
+use crate::error_chain;
+use crate::log::Log;
+use crate::plan::ProcessPlan;
+use crate::rootfs::{self, Root};
+use crate::seccomp::Filter;
+use crate::sys::{CloneFlags, close_all_except, exit_now};
+
+/// What `exec` is asked for.
+#[derive(Debug)]
+pub struct AttachRequest<'a> {
+    /// Container id.
+    pub id: &'a str,
+    /// The container's init, verified to be it.
+    pub init: BorrowedFd<'a>,
+    /// What to run.
+    pub plan: &'a ProcessPlan,
+    /// The container's filter.
+    pub filter: Option<&'a Filter>,
+    /// The container's cgroup.
+    pub cgroup: &'a dyn Cgroup,
+    /// A cgroup below it.
+    pub subgroup: Option<&'a Subgroup>,
+    /// Where to write the pid.
+    pub pid_file: Option<&'a Path>,
+    /// Where to send the terminal's master.
+    pub console_socket: Option<&'a Path>,
+    /// Descriptors from 3 on that the program inherits.
+    pub preserve_fds: u32,
+    /// Warnings go here.
+    pub log: &'a Log,
+}
+
+/// A process that runs its program in the container.
+#[derive(Debug)]
+pub struct Attached {
+    /// As this process's PID namespace numbers it.
+    pub pid: i32,
+    /// Its handle.
+    pub pidfd: OwnedFd,
+}
+
+/// Runs a program in the namespaces and the cgroup of a container; returns once execve succeeded.
+///
+/// # Errors
+/// [`ProcessError`].
+pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
+    check_labels(request.plan)?;
+    let console = request
+        .console_socket
+        .map(|path| {
+            terminal::connect_console(path).map_err(|e| {
+                io_error(
+                    "connect to the console socket",
+                    path.display().to_string(),
+                    e,
+                )
+            })
+        })
+        .transpose()?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| io_error("protect", "this process", e))?;
+    let (channel, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;
+    let enter = || {
+        // All at once; user namespaces come later and will be left out when they are the caller's own.
+        let all = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::PROCESS_ID
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        move_into_thread_name_spaces(request.init, all)
+            .map_err(|e| format!("cannot join the container's namespaces: {e}"))
+    };
+    let role = bear(&child_end, CloneFlags::NONE, enter)
+        .map_err(|e| io_error("make", "the process", e))?;
+    let intermediate = match role {
+        Role::Born => run(request, &child_end, console.as_ref().map(AsFd::as_fd)),
+        Role::Parent(intermediate) => intermediate,
+    };
+    drop(child_end);
+    // Order: the intermediate process is moved before it proceeds, so that the new one is born inside.
+    request.cgroup.join(intermediate, request.subgroup)?;
+    if let Some(score) = request.plan.oom_score_adj {
+        set_oom_score(intermediate, score, request.log)?;
+    }
+    let pid = proceed_and_receive(&channel, intermediate)?;
+    let pidfd = open_pidfd(pid)?;
+    let talk = |e| io_error("talk to", "the new process", e);
+    channel.send(&ToChild::Proceed).map_err(talk)?;
+    let mut ready = false;
+    loop {
+        match channel.receive().map_err(talk)? {
+            Some(ToParent::Ready) => ready = true,
+            Some(ToParent::Warning(text)) => request.log.warn(&text),
+            Some(ToParent::Failed(reason)) => {
+                reap(pid, WaitOptions::empty());
+                return Err(ProcessError::Child { reason });
+            }
+            Some(other) => {
+                return Err(ProcessError::Child {
+                    reason: format!("unexpected {other:?}"),
+                });
+            }
+            // The socket closes on execve.
+            None if ready => break,
+            None => {
+                reap(pid, WaitOptions::empty());
+                return Err(ProcessError::Child {
+                    reason: "the process died before it could run its program".to_owned(),
+                });
+            }
+        }
+    }
+    if let Some(path) = request.pid_file {
+        write_pid_file(path, pid)?;
+    }
+    Ok(Attached { pid, pidfd })
+}
+
+/// The new process, born in the container's namespaces. Never returns.
+fn run(request: &AttachRequest<'_>, channel: &ChildEnd, console: Option<BorrowedFd<'_>>) -> ! {
+    let failure = match prepare(request, channel, console) {
+        Ok(prepared) => {
+            if channel.send(&ToParent::Ready).is_err() {
+                exit_now(1)
+            }
+            prepared.execute()
+        }
+        Err(text) => text,
+    };
+    let _ = channel.send(&ToParent::Failed(failure));
+    exit_now(1)
+}
+
+fn prepare<'a>(
+    request: &AttachRequest<'a>,
+    channel: &ChildEnd,
+    console: Option<BorrowedFd<'_>>,
+) -> Result<program::Prepared<'a>, String> {
+    let mut keep = vec![channel.as_fd()];
+    keep.extend(console);
+    close_all_except(3 + request.preserve_fds, &keep)
+        .map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
+    match channel.receive() {
+        Ok(Some(ToChild::Proceed)) => {}
+        _ => exit_now(1),
+    }
+    rustix::process::setsid().map_err(|e| format!("cannot make a session: {e}"))?;
+    let root = Root::of_this_process().map_err(|e| error_chain(&e))?;
+    if let Some(socket) = console {
+        let (master, slave) =
+            rootfs::open_terminal(&root, request.plan.console_size).map_err(|e| error_chain(&e))?;
+        terminal::send_master(socket, master.as_fd())
+            .and_then(|()| terminal::take_terminal(&slave))
+            .map_err(|e| format!("cannot hand over the terminal: {e}"))?;
+    }
+    let mut warn = |text: String| {
+        // A lost warning changes nothing.
+        let _ = channel.send(&ToParent::Warning(text));
+    };
+    program::prepare(request.id, &root, request.plan, request.filter, &mut warn)
+}

@@ -1,0 +1,111 @@
+//! The gate between create and start: a listening socket in the container's state directory.
+//!
+//! Init accepts one connection and goes on; the connection closes by itself when execve succeeds, and
+//! carries the error text when it fails. Whether init still waits can be asked without disturbing it: a
+//! datagram socket cannot connect to a stream socket, and the errno tells whether there is one.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
+    bind, connect, listen, recv, send, socket_with, sockopt,
+};
+
+use crate::state::{START_SOCKET, StateDirectory};
+
+/// Longest error text taken from init.
+const MAX_TEXT: usize = 16 * 1024;
+/// How long init may take from the start signal to execve; startContainer hooks are in between.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn address(directory: &StateDirectory) -> io::Result<SocketAddrUnix> {
+    use std::os::fd::AsRawFd;
+    // Through the descriptor, because addresses end at 108 bytes and paths may be longer.
+    let fd = directory.fd().as_raw_fd();
+    Ok(SocketAddrUnix::new(format!(
+        "/proc/self/fd/{fd}/{START_SOCKET}"
+    ))?)
+}
+
+fn stream() -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// Makes the gate for a new init.
+///
+/// # Errors
+/// The errno of bind(2) or listen(2).
+pub fn open(directory: &StateDirectory) -> io::Result<OwnedFd> {
+    let gate = stream()?;
+    bind(&gate, &address(directory)?)?;
+    listen(&gate, 1)?;
+    Ok(gate)
+}
+
+/// Whether an init waits behind the gate.
+#[must_use]
+pub fn is_waiting(directory: &StateDirectory) -> bool {
+    let probe = socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    let (Ok(probe), Ok(address)) = (probe, address(directory)) else {
+        return false;
+    };
+    matches!(connect(&probe, &address), Err(Errno::PROTOTYPE))
+}
+
+/// Init's side: waits, as long as it takes, for the start signal.
+pub(super) fn wait(gate: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::io::retry_on_intr(|| {
+        accept_with(gate, SocketFlags::CLOEXEC)
+    })?)
+}
+
+/// Init's side: tells the starter what went wrong.
+pub(super) fn report(connection: BorrowedFd<'_>, text: &str) {
+    let bytes = text.as_bytes();
+    // The starter may be gone; init ends either way.
+    let _ = send(
+        connection,
+        &bytes[..bytes.len().min(MAX_TEXT)],
+        SendFlags::NOSIGNAL,
+    );
+}
+
+/// The starter's side: lets init go and waits until the program runs.
+///
+/// # Errors
+/// `ConnectionRefused` when no init waits; otherwise the outer result is that of the socket, the inner one
+/// init's own failure.
+pub fn start(directory: &StateDirectory) -> io::Result<Result<(), String>> {
+    let connection = stream()?;
+    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    connect(&connection, &address(directory)?)?;
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 1024];
+    loop {
+        let (length, _) = rustix::io::retry_on_intr(|| {
+            recv(connection.as_fd(), &mut buffer, RecvFlags::empty())
+        })?;
+        if length == 0 || text.len() > MAX_TEXT {
+            break;
+        }
+        text.extend_from_slice(&buffer[..length]);
+    }
+    if text.is_empty() {
+        Ok(Ok(()))
+    } else {
+        Ok(Err(String::from_utf8_lossy(&text).into_owned()))
+    }
+}

@@ -1,0 +1,54 @@
+//! The process in between: it enters existing namespaces and bears the real process into them.
+//!
+//! setns(2) to a PID namespace holds for children only, so whoever is to live in one must be born there. The
+//! child is made a sibling (CLONE_PARENT), so that the intermediate process can go away and the parent
+//! stays the parent. User namespaces will be entered here too.
+
+use super::message::{ChildEnd, ToChild, ToParent};
+use crate::sys::{CloneFlags, Forked, clone3, exit_now};
+
+/// Which process returns from [`bear`].
+#[derive(Debug)]
+pub(super) enum Role {
+    /// The caller; the number is that of the intermediate process.
+    Parent(i32),
+    /// The new process, in the namespaces entered, with `flags` applied.
+    Born,
+}
+
+/// Clones twice: an intermediate process that waits for `Proceed`, calls `enter` and then bears the process
+/// that returns as [`Role::Born`].
+pub(super) fn bear(
+    channel: &ChildEnd,
+    flags: CloneFlags,
+    enter: impl FnOnce() -> Result<(), String>,
+) -> std::io::Result<Role> {
+    match clone3(CloneFlags::NONE, None)? {
+        Forked::Parent { pid, .. } => return Ok(Role::Parent(pid)),
+        Forked::Child => {}
+    }
+    let outcome = match channel.receive() {
+        Ok(Some(ToChild::Proceed)) => enter(),
+        Ok(_) => exit_now(1),
+        Err(e) => Err(format!("cannot receive from the runtime: {e}")),
+    };
+    let born = outcome.and_then(|()| {
+        clone3(CloneFlags::PARENT.and(flags), None).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOMEM) => {
+                format!("cannot make a process in the PID namespace, its init is gone: {e}")
+            }
+            _ => format!("cannot make a process in the namespaces: {e}"),
+        })
+    });
+    match born {
+        Ok(Forked::Child) => Ok(Role::Born),
+        Ok(Forked::Parent { pid, .. }) => {
+            let told = channel.send(&ToParent::Born(pid.to_le_bytes()));
+            exit_now(i32::from(told.is_err()))
+        }
+        Err(text) => {
+            let _ = channel.send(&ToParent::Failed(text));
+            exit_now(1)
+        }
+    }
+}

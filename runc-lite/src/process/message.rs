@@ -1,0 +1,231 @@
+//! The handshake between the runtime's processes, over one sequenced-packet socket pair.
+//!
+//! ```text
+//!  parent                     intermediate                    init
+//!    │ clone ─────────────────►│ (only if a PID namespace        │
+//!    │                         │  is joined, and for exec)       │
+//!    │ Proceed ───────────────►│ setns                           │
+//!    │◄──────────────── Born ──┤ clone as a sibling ────────────►│
+//!    │ or clone ──────────────────────────────────────────────► │
+//!    │ cgroup, record                                            │
+//!    │ Proceed ────────────────────────────────────────────────►│ namespaces, mounts, devices
+//!    │◄────────────────────────────────────────────── RunHooks ─┤ (only if there are such hooks)
+//!    │ HooksDone ──────────────────────────────────────────────►│ masks, pivot, identity, lookup
+//!    │◄──────────────────────────────────────────── Warning* ───┤
+//!    │◄──────────────────────────────────────── Ready | Failed ─┤
+//! ```
+//!
+//! Each packet is one message: a tag byte and a payload. End of file means that the other side died. After
+//! `Ready` init waits on `start.sock` (see `gate`), an exec'd process calls execve at once.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair, sockopt,
+};
+
+/// Longest payload; longer texts are cut.
+const MAX_PAYLOAD: usize = 16 * 1024;
+/// How long one side waits for the other: mounts of network file systems may be slow, hooks have bounds of
+/// their own that lie below.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A message that can cross the socket.
+pub trait Message: Sized {
+    /// Tag and payload.
+    fn encode(&self) -> (u8, &[u8]);
+    /// The message of a tag and payload; `None` when they mean nothing.
+    fn decode(tag: u8, payload: &[u8]) -> Option<Self>;
+}
+
+/// From the container's side to the parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToParent {
+    /// The process that will run the program was born; its pid as little-endian bytes.
+    Born([u8; 4]),
+    /// Something was tolerated.
+    Warning(String),
+    /// prestart and createRuntime hooks are due.
+    RunHooks,
+    /// Everything is prepared.
+    Ready,
+    /// It cannot be done; the text is for the user.
+    Failed(String),
+}
+
+/// From the parent to the container's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToChild {
+    /// The cgroup is joined and the record written.
+    Proceed,
+    /// The hooks ran.
+    HooksDone,
+}
+
+impl Message for ToParent {
+    fn encode(&self) -> (u8, &[u8]) {
+        match self {
+            ToParent::Born(pid) => (b'B', pid),
+            ToParent::Warning(text) => (b'W', text.as_bytes()),
+            ToParent::RunHooks => (b'H', &[]),
+            ToParent::Ready => (b'R', &[]),
+            ToParent::Failed(text) => (b'F', text.as_bytes()),
+        }
+    }
+
+    fn decode(tag: u8, payload: &[u8]) -> Option<ToParent> {
+        let text = || String::from_utf8_lossy(payload).into_owned();
+        match tag {
+            b'B' => payload.try_into().ok().map(ToParent::Born),
+            b'W' => Some(ToParent::Warning(text())),
+            b'H' if payload.is_empty() => Some(ToParent::RunHooks),
+            b'R' if payload.is_empty() => Some(ToParent::Ready),
+            b'F' => Some(ToParent::Failed(text())),
+            _ => None,
+        }
+    }
+}
+
+impl Message for ToChild {
+    fn encode(&self) -> (u8, &[u8]) {
+        match self {
+            ToChild::Proceed => (b'P', &[]),
+            ToChild::HooksDone => (b'D', &[]),
+        }
+    }
+
+    fn decode(tag: u8, payload: &[u8]) -> Option<ToChild> {
+        match (tag, payload) {
+            (b'P', []) => Some(ToChild::Proceed),
+            (b'D', []) => Some(ToChild::HooksDone),
+            _ => None,
+        }
+    }
+}
+
+/// One end of the socket pair: sends `S`, receives `R`.
+#[derive(Debug)]
+pub struct Channel<S, R> {
+    fd: OwnedFd,
+    directions: PhantomData<(S, R)>,
+}
+
+/// The parent's end.
+pub type ParentEnd = Channel<ToChild, ToParent>;
+/// The end of init, of an exec'd process and of the intermediate one.
+pub type ChildEnd = Channel<ToParent, ToChild>;
+
+/// Makes a connected pair.
+///
+/// # Errors
+/// The errno of socketpair(2).
+pub fn pair() -> io::Result<(ParentEnd, ChildEnd)> {
+    let (parent, child) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_socket_timeout(&parent, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    Ok((
+        Channel {
+            fd: parent,
+            directions: PhantomData,
+        },
+        Channel {
+            fd: child,
+            directions: PhantomData,
+        },
+    ))
+}
+
+impl<S: Message, R: Message> Channel<S, R> {
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// The errno of send(2); EPIPE when the other side is gone.
+    pub fn send(&self, message: &S) -> io::Result<()> {
+        let (tag, payload) = message.encode();
+        let mut packet = Vec::with_capacity(1 + payload.len().min(MAX_PAYLOAD));
+        packet.push(tag);
+        packet.extend_from_slice(&payload[..payload.len().min(MAX_PAYLOAD)]);
+        send(&self.fd, &packet, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Receives one message; `None` when the other side closed its end.
+    ///
+    /// # Errors
+    /// The errno of recv(2), EAGAIN when the time is over, or `InvalidData`.
+    pub fn receive(&self) -> io::Result<Option<R>> {
+        let mut packet = vec![0; 1 + MAX_PAYLOAD];
+        let (length, _) = rustix::io::retry_on_intr(|| {
+            recv(&self.fd, packet.as_mut_slice(), RecvFlags::empty())
+        })?;
+        match packet[..length].split_first() {
+            None => Ok(None),
+            Some((tag, payload)) => R::decode(*tag, payload).map(Some).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("unknown message tag {tag}"),
+                )
+            }),
+        }
+    }
+}
+
+impl<S, R> AsFd for Channel<S, R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_round_trip() {
+        let (parent, child) = pair().unwrap();
+        let messages = [
+            ToParent::Born(4711i32.to_le_bytes()),
+            ToParent::Warning("ünïcode \0 and more".to_owned()),
+            ToParent::RunHooks,
+            ToParent::Ready,
+            ToParent::Failed(String::new()),
+        ];
+        for message in &messages {
+            child.send(message).unwrap();
+            assert_eq!(parent.receive().unwrap().as_ref(), Some(message));
+        }
+        for message in [ToChild::Proceed, ToChild::HooksDone] {
+            parent.send(&message).unwrap();
+            assert_eq!(child.receive().unwrap(), Some(message));
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_and_the_end_is_seen() {
+        let (parent, child) = pair().unwrap();
+        child
+            .send(&ToParent::Failed("x".repeat(MAX_PAYLOAD * 2)))
+            .unwrap();
+        let Some(ToParent::Failed(text)) = parent.receive().unwrap() else {
+            panic!()
+        };
+        assert_eq!(text.len(), MAX_PAYLOAD);
+        drop(child);
+        assert_eq!(parent.receive().unwrap(), None);
+    }
+
+    #[test]
+    fn what_nobody_sends_is_refused() {
+        assert_eq!(ToParent::decode(b'B', &[1, 2]), None);
+        assert_eq!(ToParent::decode(b'R', &[1]), None);
+        assert_eq!(ToParent::decode(b'P', &[]), None);
+        assert_eq!(ToChild::decode(b'B', &[]), None);
+    }
+}

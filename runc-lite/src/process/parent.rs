@@ -1,0 +1,553 @@
+//! The creating process: prepares, bears init, watches it get ready, and leaves.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
+
+use super::init::{self, Inheritance};
+use super::intermediate::{Role, bear};
+use super::message::{ParentEnd, ToChild, ToParent, pair};
+use super::wait::{reap, wait_for_exit};
+use super::{gate, hooks, program, terminal};
+use crate::cgroup::{self, Cgroup, CgroupError, Hierarchies};
+use crate::config::{Config, StateDocument};
+use crate::log::Log;
+use crate::plan::{NamespaceKind, Plan};
+use crate::seccomp::{self, SeccompError};
+use crate::spec::{self, SpecError};
+use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory, StateError};
+use crate::sys::{CloneFlags, Forked, clone3, send_signal};
+
+/// Bound of a document.
+const MAX_CONFIG: u64 = 16 << 20;
+/// How long a killed init may take to go away.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a process could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The document is refused.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The document is no JSON, or not of this form.
+    #[error("{path} is not an OCI runtime document")]
+    Document {
+        /// File.
+        path: PathBuf,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// The seccomp profile is refused.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    /// The cgroup could not be made.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The record could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A value of the document that this host cannot serve.
+    #[error("config.json: {field}: {value:?} {reason}")]
+    Host {
+        /// JSON path of the field.
+        field: String,
+        /// What was found.
+        value: String,
+        /// What the host lacks.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {object}")]
+    Io {
+        /// Verb.
+        operation: &'static str,
+        /// Object.
+        object: String,
+        /// Errno.
+        source: std::io::Error,
+    },
+    /// The container's side said why.
+    #[error("{reason}")]
+    Child {
+        /// Its words.
+        reason: String,
+    },
+    /// A hook of the runtime's side failed.
+    #[error("{reason}")]
+    Hook {
+        /// Kind, index, program, reason.
+        reason: String,
+    },
+}
+
+pub(super) fn io_error(
+    operation: &'static str,
+    object: impl Into<String>,
+    source: impl Into<std::io::Error>,
+) -> ProcessError {
+    ProcessError::Io {
+        operation,
+        object: object.into(),
+        source: source.into(),
+    }
+}
+
+/// What `create` and `run` are asked for.
+#[derive(Debug)]
+pub struct CreateRequest<'a> {
+    /// Directory of all containers.
+    pub root: &'a Path,
+    /// Container id.
+    pub id: &'a ContainerId,
+    /// Absolute path of the bundle.
+    pub bundle: &'a Path,
+    /// Where to write init's pid.
+    pub pid_file: Option<&'a Path>,
+    /// Where to send the terminal's master.
+    pub console_socket: Option<&'a Path>,
+    /// Descriptors from 3 on that the program inherits.
+    pub preserve_fds: u32,
+    /// Warnings go here.
+    pub log: &'a Log,
+}
+
+/// A created container.
+#[derive(Debug)]
+pub struct Created {
+    /// Its directory, locked by this process.
+    pub directory: StateDirectory,
+    /// Its record.
+    pub record: Record,
+    /// Its init.
+    pub pidfd: OwnedFd,
+    /// The plan it was made by.
+    pub plan: Plan,
+}
+
+/// Makes a container up to the point where its init waits for `start`.
+///
+/// Every side effect is undone when a later step fails.
+///
+/// # Errors
+/// [`ProcessError`].
+pub fn create(request: &CreateRequest<'_>) -> Result<Created, ProcessError> {
+    let (document, plan) = read_plan(request.bundle, request.log)?;
+    check_host(&plan)?;
+    if plan.process.terminal && request.console_socket.is_none() {
+        return Err(ProcessError::Host {
+            field: "process.terminal".to_owned(),
+            value: "true".to_owned(),
+            reason: "needs --console-socket".to_owned(),
+        });
+    }
+    if !plan.process.terminal && request.console_socket.is_some() {
+        return Err(ProcessError::Host {
+            field: "process.terminal".to_owned(),
+            value: "false".to_owned(),
+            reason: "goes with no --console-socket".to_owned(),
+        });
+    }
+    let joined = open_namespaces(&plan)?;
+    let filter = plan
+        .seccomp
+        .as_ref()
+        .map(|profile| seccomp::cache::filter(request.root, profile.get()))
+        .transpose()?;
+    let place = cgroup::locate(
+        &Hierarchies::of_this_host()?,
+        &plan.cgroup_path,
+        request.id.as_str(),
+    )?;
+    let console = request
+        .console_socket
+        .map(|path| {
+            terminal::connect_console(path).map_err(|e| {
+                io_error(
+                    "connect to the console socket",
+                    path.display().to_string(),
+                    e,
+                )
+            })
+        })
+        .transpose()?;
+    let group = cgroup::open(place);
+    group.refuse_occupied()?;
+
+    let mut undo = Undo::new(StateDirectory::create(request.root, request.id)?);
+    let mut record = Record {
+        oci_version: plan.oci_version.clone(),
+        bundle: request.bundle.to_owned(),
+        rootfs: request.bundle.join(&plan.rootfs.path),
+        annotations: plan.annotations.clone(),
+        created: crate::log::rfc3339(SystemTime::now()),
+        private_pid_namespace: plan.namespaces.makes(NamespaceKind::Pid),
+        cgroup: Some(group.record().clone()),
+        ..Record::new(request.id)
+    };
+    // Order: the record names the cgroup before it exists, so that delete finds it whenever this process
+    // dies.
+    undo.directory().store(&record)?;
+    undo.directory().write(CONFIG_FILE, &document)?;
+    undo.group = Some(group);
+    let mut warnings = Vec::new();
+    undo.group().create()?;
+    undo.group().apply(&plan.resources, &mut warnings)?;
+    warnings
+        .iter()
+        .for_each(|warning| request.log.warn(warning));
+
+    let gate = gate::open(undo.directory()).map_err(|e| io_error("make", "the start socket", e))?;
+    let inheritance = Inheritance {
+        id: request.id.as_str(),
+        plan: &plan,
+        bundle: request.bundle,
+        cgroup: undo.group().record(),
+        filter: filter.as_ref(),
+        joined: &joined,
+        gate: gate.as_fd(),
+        console: console.as_ref().map(AsFd::as_fd),
+        first_private_fd: 3 + request.preserve_fds,
+    };
+    let (channel, pid, pidfd) = bear_init(&inheritance)?;
+    undo.init = Some((pid, pidfd));
+    undo.group().join(pid, None)?;
+    record.init = ProcessIdentity::of(pid);
+    undo.directory().store(&record)?;
+    if let Some(score) = plan.process.oom_score_adj {
+        set_oom_score(pid, score, request.log)?;
+    }
+    watch_init(&channel, &plan, &record, request.log, pid)?;
+    if let Some(path) = request.pid_file {
+        write_pid_file(path, pid)?;
+    }
+    let (directory, pidfd) = undo.disarm();
+    Ok(Created {
+        directory,
+        record,
+        pidfd,
+        plan,
+    })
+}
+
+fn bear_init(inheritance: &Inheritance<'_>) -> Result<(ParentEnd, i32, OwnedFd), ProcessError> {
+    // Neither this process nor init until execve can be traced or looked into by the container.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| io_error("protect", "this process", e))?;
+    let (channel, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;
+    let new = inheritance.plan.namespaces.new.iter();
+    // The cgroup namespace is made by init once it is in its cgroup.
+    let flags = new
+        .filter(|kind| **kind != NamespaceKind::Cgroup)
+        .fold(0, |flags, kind| flags | kind.clone_flag());
+    let pid_namespace = inheritance
+        .joined
+        .iter()
+        .find(|(kind, _)| *kind == NamespaceKind::Pid)
+        .map(|(_, fd)| fd);
+    let fail = |e| io_error("make", "the container's init process", e);
+    let Some(pid_namespace) = pid_namespace else {
+        return match clone3(CloneFlags(flags), None).map_err(fail)? {
+            Forked::Child => init::run(inheritance, &child_end),
+            Forked::Parent { pid, pidfd } => Ok((channel, pid, pidfd)),
+        };
+    };
+    let enter = || {
+        let kind = Some(rustix::thread::LinkNameSpaceType::ProcessID);
+        rustix::thread::move_into_link_name_space(pid_namespace.as_fd(), kind)
+            .map_err(|e| format!("cannot join the pid namespace: {e}"))
+    };
+    let intermediate = match bear(&child_end, CloneFlags(flags), enter).map_err(fail)? {
+        Role::Born => init::run(inheritance, &child_end),
+        Role::Parent(intermediate) => intermediate,
+    };
+    drop(child_end);
+    let pid = proceed_and_receive(&channel, intermediate)?;
+    let pidfd = open_pidfd(pid)?;
+    Ok((channel, pid, pidfd))
+}
+
+/// Lets the intermediate process go and takes the number of the process it bore.
+pub(super) fn proceed_and_receive(
+    channel: &ParentEnd,
+    intermediate: i32,
+) -> Result<i32, ProcessError> {
+    let talk = |e| io_error("talk to", "the container's process", e);
+    let answer = channel
+        .send(&ToChild::Proceed)
+        .and_then(|()| channel.receive());
+    reap(intermediate, WaitOptions::empty());
+    match answer.map_err(talk)? {
+        Some(ToParent::Born(pid)) => Ok(i32::from_le_bytes(pid)),
+        Some(ToParent::Failed(reason)) => Err(ProcessError::Child { reason }),
+        Some(other) => Err(ProcessError::Child {
+            reason: format!("unexpected {other:?}"),
+        }),
+        None => Err(ProcessError::Child {
+            reason: "the process died at its birth".to_owned(),
+        }),
+    }
+}
+
+pub(super) fn open_pidfd(pid: i32) -> Result<OwnedFd, ProcessError> {
+    // The process is this one's child and not yet reaped, so the number is its own.
+    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| ProcessError::Child {
+        reason: format!("bad pid {pid}"),
+    })?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        .map_err(|e| io_error("open a handle of", "the container's process", e))
+}
+
+/// Lets init proceed and serves it until it is ready.
+fn watch_init(
+    channel: &ParentEnd,
+    plan: &Plan,
+    record: &Record,
+    log: &Log,
+    pid: i32,
+) -> Result<(), ProcessError> {
+    let talk = |e| io_error("talk to", "the container's init", e);
+    channel.send(&ToChild::Proceed).map_err(talk)?;
+    loop {
+        match channel.receive().map_err(talk)? {
+            Some(ToParent::Ready) => return Ok(()),
+            Some(ToParent::Warning(text)) => log.warn(&text),
+            Some(ToParent::RunHooks) => {
+                let state = state_text(record, "creating");
+                hooks::run("prestart", &plan.hooks.prestart, &state)
+                    .and_then(|()| hooks::run("createRuntime", &plan.hooks.create_runtime, &state))
+                    .map_err(|reason| ProcessError::Hook { reason })?;
+                channel.send(&ToChild::HooksDone).map_err(talk)?;
+            }
+            Some(ToParent::Failed(reason)) => return Err(ProcessError::Child { reason }),
+            Some(other @ ToParent::Born(_)) => {
+                return Err(ProcessError::Child {
+                    reason: format!("unexpected {other:?}"),
+                });
+            }
+            None => {
+                let code = reap(pid, WaitOptions::empty());
+                return Err(ProcessError::Child {
+                    reason: format!(
+                        "the container's init died while it was prepared (exit code {})",
+                        code.unwrap_or(-1)
+                    ),
+                });
+            }
+        }
+    }
+}
+
+/// The state document of a record.
+#[must_use]
+pub(crate) fn state_text(record: &Record, status: &str) -> String {
+    let document = StateDocument {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        status,
+        pid: record.init.map_or(0, |init| init.pid),
+        bundle: &record.bundle.to_string_lossy(),
+        annotations: &record.annotations,
+        rootfs: "",
+        created: "",
+    };
+    serde_json::to_string(&document).unwrap_or_default()
+}
+
+fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> {
+    let path = bundle.join(CONFIG_FILE);
+    let text = path.display().to_string();
+    let mut document = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MAX_CONFIG).read_to_end(&mut document))
+        .map_err(|e| io_error("read", &text, e))?;
+    let config: Config = serde_json::from_slice(&document)
+        .map_err(|source| ProcessError::Document { path, source })?;
+    let mut warnings = Vec::new();
+    let plan = spec::plan(config, &mut warnings)?;
+    warnings.iter().for_each(|warning| log.warn(warning));
+    Ok((document, plan))
+}
+
+/// The checks that need the host, still before any side effect.
+fn check_host(plan: &Plan) -> Result<(), ProcessError> {
+    check_labels(&plan.process)?;
+    let host_network = plan
+        .namespaces
+        .joined(NamespaceKind::Network)
+        .filter(|path| is_own_namespace(path, NamespaceKind::Network));
+    if let (Some(path), Some((name, _))) = (
+        host_network,
+        plan.sysctls
+            .iter()
+            .find(|(name, _)| name.starts_with("net/")),
+    ) {
+        return Err(ProcessError::Host {
+            field: "linux.sysctl".to_owned(),
+            value: name.clone(),
+            reason: format!(
+                "would change the host: {} is its network namespace",
+                path.display()
+            ),
+        });
+    }
+    if let Some(path) = plan
+        .namespaces
+        .joined(NamespaceKind::Mount)
+        .filter(|path| is_own_namespace(path, NamespaceKind::Mount))
+    {
+        return Err(ProcessError::Host {
+            field: "linux.namespaces.path".to_owned(),
+            value: path.display().to_string(),
+            reason: "is the host's own mount namespace".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn is_own_namespace(path: &Path, kind: NamespaceKind) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::metadata(format!("/proc/self/ns/{}", kind.proc_name()));
+    match (std::fs::metadata(path), own) {
+        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+        _ => false,
+    }
+}
+
+/// Refuses labels for security modules that are not there: the container would run without them.
+pub(super) fn check_labels(process: &crate::plan::ProcessPlan) -> Result<(), ProcessError> {
+    let refuse = |field: &str, value: &str, module: &str| ProcessError::Host {
+        field: field.to_owned(),
+        value: value.to_owned(),
+        reason: format!("needs {module}, which this kernel does not run"),
+    };
+    if program::is_label(&process.apparmor_profile) && !has_apparmor() {
+        return Err(refuse(
+            "process.apparmorProfile",
+            &process.apparmor_profile,
+            "AppArmor",
+        ));
+    }
+    if program::is_label(&process.selinux_label) && !has_selinux() {
+        return Err(refuse(
+            "process.selinuxLabel",
+            &process.selinux_label,
+            "SELinux",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether AppArmor is active.
+pub(crate) fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.starts_with(b"Y"))
+}
+
+/// Whether SELinux is active.
+pub(crate) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+fn open_namespaces(plan: &Plan) -> Result<Vec<(NamespaceKind, OwnedFd)>, ProcessError> {
+    let mut opened = Vec::with_capacity(plan.namespaces.join.len());
+    for (kind, path) in &plan.namespaces.join {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let object = format!("the {} namespace {}", kind.name(), path.display());
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map_err(|e| io_error("open", object, e))?;
+        opened.push((*kind, fd));
+    }
+    Ok(opened)
+}
+
+/// Sets the OOM score; lowering it needs CAP_SYS_RESOURCE, and without it the score stays as it is.
+pub(super) fn set_oom_score(pid: i32, score: i32, log: &Log) -> Result<(), ProcessError> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let opened = std::fs::OpenOptions::new().write(true).open(&path);
+    let written = opened
+        .and_then(|mut file| std::io::Write::write_all(&mut file, score.to_string().as_bytes()));
+    match written {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
+            log.warn(&format!(
+                "process.oomScoreAdj {score} left out, the runtime may not lower it"
+            ));
+            Ok(())
+        }
+        other => other.map_err(|e| io_error("write", path, e)),
+    }
+}
+
+/// Writes a pid file atomically.
+pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), ProcessError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, pid.to_string().as_bytes()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.map_err(|e| io_error("write the pid file", path.display().to_string(), e))
+}
+
+/// What must be taken back when create fails: in reverse order of the making.
+struct Undo {
+    directory: Option<StateDirectory>,
+    group: Option<Box<dyn Cgroup>>,
+    init: Option<(i32, OwnedFd)>,
+}
+
+impl Undo {
+    fn new(directory: StateDirectory) -> Undo {
+        Undo {
+            directory: Some(directory),
+            group: None,
+            init: None,
+        }
+    }
+
+    fn directory(&self) -> &StateDirectory {
+        self.directory
+            .as_ref()
+            .expect("taken by disarm only, which consumes the undo")
+    }
+
+    fn group(&self) -> &dyn Cgroup {
+        self.group.as_deref().expect("set before the first use")
+    }
+
+    fn disarm(mut self) -> (StateDirectory, OwnedFd) {
+        let directory = self.directory.take().expect("taken by disarm only");
+        let (_, pidfd) = self.init.take().expect("set before the container is ready");
+        (directory, pidfd)
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let Some(directory) = self.directory.take() else {
+            return;
+        };
+        if let Some((pid, pidfd)) = self.init.take() {
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+            if wait_for_exit(pidfd.as_fd(), KILL_PATIENCE) {
+                reap(pid, WaitOptions::NOHANG);
+            }
+        }
+        if let Some(group) = self.group.take()
+            && group.remove().is_err()
+        {
+            // The record stays, so that delete can finish the work.
+            return;
+        }
+        let _ = directory.remove();
+    }
+}

@@ -1,0 +1,160 @@
+//! The last steps before a process becomes the container's program: the same for init and for `exec`.
+
+use std::ffi::CString;
+
+use rustix::fs::Mode;
+use rustix::thread::CapabilitySet;
+
+use super::environment::{ChangeDirectory, change_directory, find_program, home_of, variable};
+use super::identity::{Identity, set_limits, take_on};
+use super::terminal::give_streams;
+use crate::plan::ProcessPlan;
+use crate::rootfs::{Root, write_lsm_label};
+use crate::seccomp::Filter;
+
+/// A process that has become what it should be but for the program.
+#[derive(Debug)]
+pub(super) struct Prepared<'a> {
+    name: String,
+    path: CString,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    filter: Option<&'a Filter>,
+    no_new_privileges: bool,
+    identity: Identity,
+}
+
+/// Takes on everything but the filter. The calling process is in the container's namespaces and root.
+pub(super) fn prepare<'a>(
+    id: &str,
+    root: &Root,
+    plan: &ProcessPlan,
+    filter: Option<&'a Filter>,
+    warn: &mut dyn FnMut(String),
+) -> Result<Prepared<'a>, String> {
+    join_keyring(id)?;
+    let label = |attribute: &str, value: &str| {
+        write_lsm_label(attribute, value).map_err(|e| crate::error_chain(&e))
+    };
+    if is_label(&plan.apparmor_profile) {
+        label("apparmor/exec", &format!("exec {}", plan.apparmor_profile))?;
+    }
+    if is_label(&plan.selinux_label) {
+        label("exec", &plan.selinux_label)?;
+    }
+    let env = environment(plan, root)?;
+    let denied = match change_directory(&plan.cwd) {
+        Ok(()) => false,
+        Err(ChangeDirectory::Denied) => true,
+        Err(ChangeDirectory::Failed(text)) => return Err(text),
+    };
+    rustix::process::umask(Mode::from_raw_mode(plan.umask));
+    set_limits(plan, warn)?;
+    give_streams(plan.terminal, plan.uid, plan.gid);
+    // Without no_new_privs a filter needs CAP_SYS_ADMIN when it is loaded.
+    let keep = if filter.is_some() && !plan.no_new_privileges {
+        CapabilitySet::SYS_ADMIN
+    } else {
+        CapabilitySet::empty()
+    };
+    let identity = take_on(plan, keep, warn)?;
+    if denied {
+        // Root may be kept out where the user is let in (FUSE, NFS).
+        change_directory(&plan.cwd).map_err(|failure| match failure {
+            ChangeDirectory::Denied => {
+                format!(
+                    "cannot change directory to {:?}: permission denied",
+                    plan.cwd
+                )
+            }
+            ChangeDirectory::Failed(text) => text,
+        })?;
+    }
+    let path = find_program(&plan.args[0], &plan.env)?;
+    if plan.no_new_privileges {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|e| format!("cannot set no_new_privs: {e}"))?;
+    }
+    Ok(Prepared {
+        name: plan.args[0].clone(),
+        path,
+        argv: c_strings(&plan.args)?,
+        env,
+        filter,
+        no_new_privileges: plan.no_new_privileges,
+        identity,
+    })
+}
+
+impl Prepared<'_> {
+    /// Loads the filter and executes the program; returns the reason when that fails.
+    pub(super) fn execute(self) -> String {
+        if let Err(e) = crate::sys::restore_default_signals() {
+            return format!("cannot restore the signals: {e}");
+        }
+        if let Some(filter) = self.filter
+            && let Err(e) = self.load(filter)
+        {
+            return format!("cannot load the seccomp filter: {e}");
+        }
+        let error = crate::sys::exec(&self.path, &self.argv, &self.env);
+        let hint = match error.raw_os_error() {
+            Some(libc::ENOENT) => " (is its interpreter missing?)",
+            Some(libc::ENOEXEC) => " (not a program of this machine, or a script without #!)",
+            _ => "",
+        };
+        format!("exec: {:?}: {error}{hint}", self.name)
+    }
+
+    fn load(&self, filter: &Filter) -> std::io::Result<()> {
+        if self.no_new_privileges {
+            return crate::sys::load_seccomp(&filter.program, filter.flags);
+        }
+        self.identity.raise(CapabilitySet::SYS_ADMIN)?;
+        crate::sys::load_seccomp(&filter.program, filter.flags)?;
+        self.identity.seal()
+    }
+}
+
+/// Whether a security label asks for something.
+pub(super) fn is_label(label: &str) -> bool {
+    !label.is_empty() && label != "unconfined"
+}
+
+fn join_keyring(id: &str) -> Result<(), String> {
+    let name = CString::new(format!("_ses.{id}")).map_err(|e| e.to_string())?;
+    match crate::sys::join_session_keyring(&name) {
+        Ok(()) => Ok(()),
+        // No keyrings in this kernel, or none for us: then there is nothing to be kept apart from.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        Err(e) => Err(format!(
+            "cannot join the session keyring of the container: {e}"
+        )),
+    }
+}
+
+fn environment(plan: &ProcessPlan, root: &Root) -> Result<Vec<CString>, String> {
+    let mut env: Vec<&str> = Vec::with_capacity(plan.env.len() + 1);
+    for entry in &plan.env {
+        // getenv(3) takes the first of two entries, the specification means the last.
+        let name = entry.split('=').next().unwrap_or_default();
+        let same = |known: &&str| known.split('=').next() == Some(name);
+        match env.iter().position(|known| same(known)) {
+            Some(at) => env[at] = entry,
+            None => env.push(entry),
+        }
+    }
+    let home;
+    if variable(&plan.env, "HOME").is_none_or(str::is_empty) {
+        env.retain(|entry| !entry.starts_with("HOME="));
+        home = format!("HOME={}", home_of(root, plan.uid));
+        env.push(&home);
+    }
+    c_strings(&env)
+}
+
+fn c_strings(list: &[impl AsRef<str>]) -> Result<Vec<CString>, String> {
+    list.iter()
+        .map(|text| CString::new(text.as_ref()).map_err(|e| format!("{:?}: {e}", text.as_ref())))
+        .collect()
+}

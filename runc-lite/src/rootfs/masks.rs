@@ -1,0 +1,84 @@
+//! Hidden and read-only paths.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, fstat};
+
+use super::devices::host_null;
+use super::mounts::{attach, clone_of, make};
+use super::{Root, RootfsError, io_error};
+use crate::sys::{MountAttributes, mount_setattr};
+
+const READONLY: MountAttributes = MountAttributes {
+    set: MountAttributes::RDONLY,
+    clear: 0,
+    propagation: 0,
+    userns_fd: 0,
+};
+
+/// Covers files by the null device and directories by an empty, read-only tmpfs. Paths that are not
+/// there need no cover.
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn mask_paths(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
+    let mut null: Option<OwnedFd> = None;
+    let mut empty: Option<OwnedFd> = None;
+    for path in paths {
+        let Some(target) = root.find(path)? else {
+            continue;
+        };
+        let stat = fstat(&target).map_err(|e| io_error("examine", path, e))?;
+        let cover = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            // One tmpfs serves all directories: the first cover is made, the others are its clones.
+            match &empty {
+                Some(first) => clone_of(first.as_fd(), false)
+                    .map_err(|e| io_error("clone the cover of", path, e))?,
+                None => empty_directory(path)?,
+            }
+        } else {
+            let null = match &null {
+                Some(null) => null,
+                None => null.insert(host_null()?),
+            };
+            clone_of(null.as_fd(), false).map_err(|e| io_error("clone the cover of", path, e))?
+        };
+        attach(cover.as_fd(), target.as_fd()).map_err(|e| io_error("mask", path, e))?;
+        if empty.is_none() && FileType::from_raw_mode(stat.st_mode).is_dir() {
+            empty = Some(cover);
+        }
+    }
+    Ok(())
+}
+
+fn empty_directory(path: &str) -> Result<OwnedFd, RootfsError> {
+    let attributes = MountAttributes::RDONLY
+        | MountAttributes::NOSUID
+        | MountAttributes::NODEV
+        | MountAttributes::NOEXEC;
+    let parameters = [
+        ("mode".to_owned(), Some("755".to_owned())),
+        ("nr_blocks".to_owned(), Some("1".to_owned())),
+        ("nr_inodes".to_owned(), Some("1".to_owned())),
+    ];
+    make("tmpfs", "tmpfs", &parameters, attributes)
+        .map_err(|reason| io_error("make the cover of", path, std::io::Error::other(reason)))
+}
+
+/// Makes paths read-only by a mount of themselves over themselves. Paths that are not there are skipped.
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn make_paths_readonly(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
+    for path in paths {
+        let Some(target) = root.find(path)? else {
+            continue;
+        };
+        let tree =
+            clone_of(target.as_fd(), true).map_err(|e| io_error("clone the mount of", path, e))?;
+        mount_setattr(tree.as_fd(), c"", false, READONLY)
+            .map_err(|e| io_error("make read-only", path, e))?;
+        attach(tree.as_fd(), target.as_fd()).map_err(|e| io_error("make read-only", path, e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,346 @@
+//! Execution of the mount steps with the descriptor-based mount API of Linux 5.2 and later.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, fstat, fstatfs};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::cgroups::mount_cgroups;
+use super::{Root, RootfsError, io_error};
+use crate::cgroup::CgroupRecord;
+use crate::plan::{MountKind, MountPlan, Propagation};
+use crate::sys::{MountAttributes, mount_setattr};
+
+/// `PROC_SUPER_MAGIC`.
+const PROC_MAGIC: i64 = 0x9fa0;
+
+/// Files of procfs that may be covered by a bind, because they only tell numbers (lxcfs does this).
+const COVERABLE_PROC: [&str; 12] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/kmsg",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// A bind whose source was cloned while the host's propagation was still in place.
+#[derive(Debug)]
+pub struct PreparedMount {
+    index: usize,
+    tree: OwnedFd,
+}
+
+/// Clones the sources of binds that ask for a propagation of their own. It must happen before the
+/// namespace is cut off from the host: only then can a bind stay in the host's peer group.
+///
+/// # Errors
+/// [`RootfsError::Mount`].
+pub fn prepare_shared_binds(
+    mounts: &[MountPlan],
+    bundle: &Path,
+) -> Result<Vec<PreparedMount>, RootfsError> {
+    let mut prepared = Vec::new();
+    for mount in mounts.iter().filter(|mount| !mount.propagation.is_empty()) {
+        if let MountKind::Bind { source, recursive } = &mount.kind {
+            let tree = clone_tree(mount, &bundle.join(source), *recursive)?;
+            prepared.push(PreparedMount {
+                index: mount.index,
+                tree,
+            });
+        }
+    }
+    Ok(prepared)
+}
+
+/// What the mounts need to know besides themselves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) bundle: &'a Path,
+    pub(super) cgroup: Option<&'a CgroupRecord>,
+    /// Whether the container has a cgroup namespace of its own.
+    pub(super) cgroup_namespace: bool,
+}
+
+/// Makes every mount of the plan, in order.
+///
+/// # Errors
+/// [`RootfsError`] naming the entry.
+pub fn mount_all(
+    root: &Root,
+    mounts: &[MountPlan],
+    mut prepared: Vec<PreparedMount>,
+    bundle: &Path,
+    cgroup: Option<&CgroupRecord>,
+    cgroup_namespace: bool,
+) -> Result<(), RootfsError> {
+    let surroundings = Surroundings {
+        bundle,
+        cgroup,
+        cgroup_namespace,
+    };
+    for mount in mounts {
+        let ready = prepared
+            .iter()
+            .position(|p| p.index == mount.index)
+            .map(|at| prepared.swap_remove(at).tree);
+        mount_one(root, mount, ready, surroundings)?;
+    }
+    Ok(())
+}
+
+fn mount_one(
+    root: &Root,
+    mount: &MountPlan,
+    ready: Option<OwnedFd>,
+    surroundings: Surroundings<'_>,
+) -> Result<(), RootfsError> {
+    match &mount.kind {
+        MountKind::Bind { source, recursive } => {
+            let tree = match ready {
+                Some(tree) => tree,
+                None => clone_tree(mount, &surroundings.bundle.join(source), *recursive)?,
+            };
+            bind(root, mount, &tree)
+        }
+        MountKind::New {
+            fs_type,
+            source,
+            parameters,
+        } => {
+            let target = new_target(root, mount, fs_type)?;
+            let parameters = with_mode_of(&target, fs_type, parameters);
+            let made = make(fs_type, source, &parameters, mount.attributes.set)
+                .map_err(|reason| failed(mount, fs_type, reason))?;
+            attach_planned(mount, fs_type, &made, target.as_fd())
+        }
+        MountKind::Cgroup => mount_cgroups(root, mount, surroundings),
+        MountKind::Remount => {
+            let target = root
+                .find(&mount.destination)?
+                .ok_or_else(|| failed(mount, "remount", "it does not exist"))?;
+            change(mount, "remount", target.as_fd())
+        }
+    }
+}
+
+pub(super) fn failed(mount: &MountPlan, what: &str, reason: impl ToString) -> RootfsError {
+    RootfsError::Mount {
+        index: mount.index,
+        what: what.to_owned(),
+        destination: mount.destination.clone(),
+        reason: reason.to_string(),
+    }
+}
+
+fn clone_tree(mount: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd, RootfsError> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, source, flags).map_err(|e| failed(mount, &source.display().to_string(), e))
+}
+
+fn bind(root: &Root, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsError> {
+    let MountKind::Bind { source, .. } = &mount.kind else {
+        return Ok(());
+    };
+    let what = source.display().to_string();
+    let stat = fstat(tree).map_err(|e| failed(mount, &what, e))?;
+    let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+    let on_proc =
+        |fd: &OwnedFd| fstatfs(fd).is_ok_and(|s| i64::try_from(s.f_type) == Ok(PROC_MAGIC));
+    if mount.destination == "/proc" && !on_proc(tree) {
+        return Err(failed(mount, &what, "only procfs may be mounted on /proc"));
+    }
+    let target = if is_directory {
+        root.make_directory(&mount.destination, 0o755)?
+    } else {
+        root.make_file(&mount.destination)?
+    };
+    // Judged on what was opened, so that a link elsewhere in the rootfs cannot lead here.
+    let covers_proc = mount.destination != "/proc" && on_proc(&target);
+    if covers_proc && !COVERABLE_PROC.contains(&mount.destination.as_str()) {
+        return Err(failed(
+            mount,
+            &what,
+            "it is inside /proc, which must stay as the kernel shows it",
+        ));
+    }
+    // Order: attributes before attaching, so that nobody sees the mount without them.
+    let attributes = MountAttributes {
+        propagation: 0,
+        ..mount.attributes
+    };
+    if !attributes.is_empty() {
+        mount_setattr(tree.as_fd(), c"", false, attributes).map_err(|e| failed(mount, &what, e))?;
+    }
+    if !mount.recursive_attributes.is_empty() {
+        mount_setattr(tree.as_fd(), c"", true, mount.recursive_attributes)
+            .map_err(|e| failed(mount, &what, e))?;
+    }
+    attach(tree.as_fd(), target.as_fd()).map_err(|e| failed(mount, &what, e))?;
+    propagate(tree.as_fd(), &mount.propagation).map_err(|e| failed(mount, &what, e))
+}
+
+/// The place for a new file system. For procfs and sysfs no symbolic link is accepted on the way
+/// (CVE-2019-19921 and kin): what the kernel shows there must be at the path everybody expects.
+fn new_target(root: &Root, mount: &MountPlan, fs_type: &str) -> Result<OwnedFd, RootfsError> {
+    if fs_type == "proc" || fs_type == "sysfs" {
+        if let Some(found) = root.find_plain_directory(&mount.destination)? {
+            return Ok(found);
+        }
+        root.make_directory(&mount.destination, 0o755)?;
+        return root
+            .find_plain_directory(&mount.destination)?
+            .ok_or_else(|| failed(mount, fs_type, "the mount point vanished while it was made"));
+    }
+    root.make_directory(&mount.destination, 0o755)
+}
+
+/// A tmpfs over an existing directory keeps the directory's mode and owner, unless it is told otherwise.
+fn with_mode_of(
+    target: &OwnedFd,
+    fs_type: &str,
+    parameters: &[(String, Option<String>)],
+) -> Vec<(String, Option<String>)> {
+    let mut parameters = parameters.to_vec();
+    let has = |name: &str| parameters.iter().any(|(key, _)| key == name);
+    if fs_type == "tmpfs"
+        && !has("mode")
+        && let Ok(stat) = fstat(target)
+    {
+        parameters.push((
+            "mode".to_owned(),
+            Some(format!("{:o}", stat.st_mode & 0o7777)),
+        ));
+    }
+    parameters
+}
+
+/// Makes a detached mount of a new file system. The error is the kernel's own words where it has any.
+pub(super) fn make(
+    fs_type: &str,
+    source: &str,
+    parameters: &[(String, Option<String>)],
+    attributes: u64,
+) -> Result<OwnedFd, String> {
+    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| match e {
+        Errno::NODEV => format!("the kernel has no file system {fs_type:?}"),
+        other => other.to_string(),
+    })?;
+    let told = |what: &str, errno: Errno| {
+        let words = kernel_words(context.as_fd());
+        if words.is_empty() {
+            format!("{what}: {errno}")
+        } else {
+            format!("{what}: {words}")
+        }
+    };
+    if !source.is_empty() {
+        fsconfig_set_string(&context, "source", source).map_err(|e| told("source", e))?;
+    }
+    for (key, value) in parameters {
+        let result = match value {
+            Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),
+            None => fsconfig_set_flag(&context, key.as_str()),
+        };
+        result.map_err(|e| told(&format!("option {key:?}"), e))?;
+    }
+    fsconfig_create(&context).map_err(|e| told("create", e))?;
+    let attributes =
+        MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or_default());
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| told("mount", e))
+}
+
+/// The messages a file system context collected, joined.
+fn kernel_words(context: BorrowedFd<'_>) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut buffer = [0u8; 512];
+    while let Ok(length) = rustix::io::read(context, &mut buffer) {
+        if length == 0 || words.len() == 8 {
+            break;
+        }
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        // "e " begins errors, "w " warnings, "i " information.
+        words.push(
+            text.trim()
+                .trim_start_matches(['e', 'w', 'i'])
+                .trim()
+                .to_owned(),
+        );
+    }
+    words.join("; ")
+}
+
+pub(super) fn attach_planned(
+    mount: &MountPlan,
+    what: &str,
+    made: &OwnedFd,
+    target: BorrowedFd<'_>,
+) -> Result<(), RootfsError> {
+    attach(made.as_fd(), target).map_err(|e| failed(mount, what, e))?;
+    let recursive = mount.recursive_attributes;
+    if !recursive.is_empty() {
+        mount_setattr(made.as_fd(), c"", true, recursive).map_err(|e| failed(mount, what, e))?;
+    }
+    propagate(made.as_fd(), &mount.propagation).map_err(|e| failed(mount, what, e))
+}
+
+pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+fn change(mount: &MountPlan, what: &str, target: BorrowedFd<'_>) -> Result<(), RootfsError> {
+    for (attributes, recursive) in [
+        (mount.attributes, false),
+        (mount.recursive_attributes, true),
+    ] {
+        if !attributes.is_empty() {
+            mount_setattr(target, c"", recursive, attributes)
+                .map_err(|e| failed(mount, what, e))?;
+        }
+    }
+    propagate(target, &mount.propagation).map_err(|e| failed(mount, what, e))
+}
+
+pub(super) fn propagate(mount: BorrowedFd<'_>, changes: &[Propagation]) -> std::io::Result<()> {
+    for change in changes {
+        let attributes = MountAttributes {
+            propagation: change.kind.bits(),
+            ..MountAttributes::default()
+        };
+        mount_setattr(mount, c"", change.recursive, attributes)?;
+    }
+    Ok(())
+}
+
+/// Clones the mount behind `fd` so that it can be attached elsewhere.
+pub(super) fn clone_of(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(fd, "", flags)
+}
+
+/// Opens a path of the host as a detached clone.
+pub(super) fn clone_path(path: &Path) -> Result<OwnedFd, RootfsError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags)
+        .map_err(|e| io_error("clone the mount of", path.display().to_string(), e))
+}

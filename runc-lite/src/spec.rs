@@ -1,0 +1,485 @@
+//! config.json → [`Plan`]: every rejection happens here, before any side effect; nothing here touches the system.
+
+mod mounts;
+mod process;
+mod resources;
+
+use std::path::PathBuf;
+
+use crate::config::{Config, Device, Hooks, Linux};
+use crate::plan::{
+    DeviceKind, DeviceNode, NamespaceKind, Namespaces, Plan, Propagation, PropagationKind,
+    RootfsPlan,
+};
+
+pub(crate) use mounts::known_options as known_mount_options;
+pub use process::{CAPABILITY_NAMES, plan_process};
+
+/// Why a document is refused. Every variant names the field as it is written in the document.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// The value cannot be right.
+    #[error("config.json: {field}: {value:?} {reason}")]
+    Invalid {
+        /// JSON path of the field.
+        field: String,
+        /// What was found.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The value may be right, but this runtime cannot do it.
+    #[error("config.json: {field} is not supported: {reason}")]
+    Unsupported {
+        /// JSON path of the field.
+        field: String,
+        /// Why, or what would be needed.
+        reason: String,
+    },
+    /// A field that must be there is not.
+    #[error("config.json: {field} is missing")]
+    Missing {
+        /// JSON path of the field.
+        field: &'static str,
+    },
+}
+
+fn invalid(
+    field: impl Into<String>,
+    value: impl Into<String>,
+    reason: impl Into<String>,
+) -> SpecError {
+    SpecError::Invalid {
+        field: field.into(),
+        value: value.into(),
+        reason: reason.into(),
+    }
+}
+
+fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> SpecError {
+    SpecError::Unsupported {
+        field: field.into(),
+        reason: reason.into(),
+    }
+}
+
+/// Decides everything about a container from its document. `warnings` receives what is tolerated.
+///
+/// # Errors
+/// [`SpecError`] for anything that cannot be carried out exactly as written.
+pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecError> {
+    check_version(&config.oci_version)?;
+    let root = config.root.ok_or(SpecError::Missing { field: "root" })?;
+    if root.path.is_empty() {
+        return Err(SpecError::Missing { field: "root.path" });
+    }
+    check_text("root.path", &root.path)?;
+    let process = config
+        .process
+        .ok_or(SpecError::Missing { field: "process" })?;
+    let process = plan_process(process, warnings)?;
+    let linux = config.linux.ok_or(SpecError::Missing { field: "linux" })?;
+    refuse_unsupported(&linux)?;
+    let namespaces = plan_namespaces(&linux)?;
+    check_names(&config.hostname, &config.domainname, &namespaces)?;
+    let mut mounts = Vec::with_capacity(config.mounts.len());
+    for (index, mount) in config.mounts.iter().enumerate() {
+        mounts.push(mounts::plan_mount(index, mount, warnings)?);
+    }
+    let hooks = config.hooks.unwrap_or_default();
+    check_hooks(&hooks)?;
+    let devices = plan_devices(&linux.devices)?;
+    let sysctls = plan_sysctls(&linux, &namespaces)?;
+    let resources = linux.resources.unwrap_or_default();
+    resources::check(&resources)?;
+    Ok(Plan {
+        oci_version: config.oci_version,
+        rootfs: RootfsPlan {
+            path: PathBuf::from(root.path),
+            readonly: root.readonly,
+            propagation: parse_propagation("linux.rootfsPropagation", &linux.rootfs_propagation)?,
+        },
+        hostname: config.hostname,
+        domainname: config.domainname,
+        mounts,
+        devices,
+        masked_paths: clean_list("linux.maskedPaths", &linux.masked_paths)?,
+        readonly_paths: clean_list("linux.readonlyPaths", &linux.readonly_paths)?,
+        sysctls,
+        cgroup_path: resources::plan_cgroup_path(&linux.cgroups_path)?,
+        resources,
+        seccomp: linux.seccomp.filter(|raw| raw.get() != "null"),
+        hooks,
+        process,
+        annotations: config.annotations,
+        personality: linux
+            .personality
+            .as_ref()
+            .map(plan_personality)
+            .transpose()?,
+        namespaces,
+    })
+}
+
+fn check_version(version: &str) -> Result<(), SpecError> {
+    if version.is_empty() {
+        return Err(SpecError::Missing {
+            field: "ociVersion",
+        });
+    }
+    if version.split('.').next() == Some("1") {
+        return Ok(());
+    }
+    Err(invalid(
+        "ociVersion",
+        version,
+        "is not a version 1 document",
+    ))
+}
+
+/// Refuses what execve and mount could only see cut short.
+fn check_text(field: impl Into<String>, value: &str) -> Result<(), SpecError> {
+    if value.contains('\0') {
+        return Err(invalid(field, value, "contains a NUL byte"));
+    }
+    Ok(())
+}
+
+fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
+    let later = "it comes with a later version of runc-lite";
+    if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
+        return Err(unsupported(
+            "linux.uidMappings",
+            "user namespaces come with a later version",
+        ));
+    }
+    if linux.intel_rdt.is_some() {
+        return Err(unsupported("linux.intelRdt", later));
+    }
+    if linux.memory_policy.is_some() {
+        return Err(unsupported("linux.memoryPolicy", later));
+    }
+    if !linux.time_offsets.is_empty() {
+        return Err(unsupported("linux.timeOffsets", later));
+    }
+    if !linux.net_devices.is_empty() {
+        return Err(unsupported("linux.netDevices", later));
+    }
+    Ok(())
+}
+
+fn plan_namespaces(linux: &Linux) -> Result<Namespaces, SpecError> {
+    let mut planned = Namespaces::default();
+    for (index, namespace) in linux.namespaces.iter().enumerate() {
+        let field = format!("linux.namespaces[{index}].type");
+        let kind = match namespace.kind.as_str() {
+            "pid" => NamespaceKind::Pid,
+            "network" => NamespaceKind::Network,
+            "mount" => NamespaceKind::Mount,
+            "uts" => NamespaceKind::Uts,
+            "ipc" => NamespaceKind::Ipc,
+            "cgroup" => NamespaceKind::Cgroup,
+            "user" | "time" => {
+                return Err(unsupported(
+                    field,
+                    format!("{} namespaces come with a later version", namespace.kind),
+                ));
+            }
+            other => return Err(invalid(field, other, "is not a namespace type")),
+        };
+        if planned.separates(kind) {
+            return Err(invalid(field, kind.name(), "is listed twice"));
+        }
+        if namespace.path.is_empty() {
+            planned.new.push(kind);
+        } else {
+            let field = format!("linux.namespaces[{index}].path");
+            check_text(&field, &namespace.path)?;
+            if !namespace.path.starts_with('/') {
+                return Err(invalid(field, &namespace.path, "is not absolute"));
+            }
+            planned.join.push((kind, PathBuf::from(&namespace.path)));
+        }
+    }
+    if !planned.separates(NamespaceKind::Mount) {
+        return Err(unsupported(
+            "linux.namespaces without \"mount\"",
+            "the container's mounts would be made on the host",
+        ));
+    }
+    Ok(planned)
+}
+
+fn check_names(host: &str, domain: &str, namespaces: &Namespaces) -> Result<(), SpecError> {
+    for (field, name) in [("hostname", host), ("domainname", domain)] {
+        if name.is_empty() {
+            continue;
+        }
+        if !namespaces.separates(NamespaceKind::Uts) {
+            return Err(invalid(
+                field,
+                name,
+                "needs a UTS namespace of the container",
+            ));
+        }
+        // __NEW_UTS_LEN of the kernel.
+        if name.len() > 64 {
+            return Err(invalid(field, name, "is longer than 64 bytes"));
+        }
+        check_text(field, name)?;
+    }
+    Ok(())
+}
+
+fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
+    let kinds = [
+        ("prestart", &hooks.prestart),
+        ("createRuntime", &hooks.create_runtime),
+        ("createContainer", &hooks.create_container),
+        ("startContainer", &hooks.start_container),
+        ("poststart", &hooks.poststart),
+        ("poststop", &hooks.poststop),
+    ];
+    for (kind, list) in kinds {
+        for (index, hook) in list.iter().enumerate() {
+            if !hook.path.starts_with('/') {
+                return Err(invalid(
+                    format!("hooks.{kind}[{index}].path"),
+                    &hook.path,
+                    "is not absolute",
+                ));
+            }
+            if hook.timeout.is_some_and(|seconds| seconds <= 0) {
+                return Err(invalid(
+                    format!("hooks.{kind}[{index}].timeout"),
+                    hook.timeout.unwrap_or_default().to_string(),
+                    "is not positive",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parse_propagation(field: &str, text: &str) -> Result<Option<Propagation>, SpecError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    propagation_option(text)
+        .map(Some)
+        .ok_or_else(|| invalid(field, text, "is not a propagation type"))
+}
+
+/// The propagation named by a mount option, if it is one.
+fn propagation_option(text: &str) -> Option<Propagation> {
+    let (kind, recursive) = match text {
+        "private" => (PropagationKind::Private, false),
+        "rprivate" => (PropagationKind::Private, true),
+        "slave" => (PropagationKind::Slave, false),
+        "rslave" => (PropagationKind::Slave, true),
+        "shared" => (PropagationKind::Shared, false),
+        "rshared" => (PropagationKind::Shared, true),
+        "unbindable" => (PropagationKind::Unbindable, false),
+        "runbindable" => (PropagationKind::Unbindable, true),
+        _ => return None,
+    };
+    Some(Propagation { kind, recursive })
+}
+
+/// Resolves `.`, `..` and repeated slashes by text alone; the result is absolute.
+pub(crate) fn clean_path(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+fn clean_list(field: &str, paths: &[String]) -> Result<Vec<String>, SpecError> {
+    let mut cleaned = Vec::with_capacity(paths.len());
+    for (index, path) in paths.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        if !path.starts_with('/') {
+            return Err(invalid(field, path, "is not absolute"));
+        }
+        check_text(&field, path)?;
+        let path = clean_path(path);
+        if path == "/" {
+            return Err(invalid(field, path, "is the root of the container"));
+        }
+        cleaned.push(path);
+    }
+    Ok(cleaned)
+}
+
+/// The devices every container has, see "Default Devices" of the OCI specification.
+fn default_devices() -> Vec<DeviceNode> {
+    let node = |path: &str, major, minor| DeviceNode {
+        path: path.to_owned(),
+        kind: DeviceKind::Character,
+        major,
+        minor,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+    };
+    vec![
+        node("/dev/null", 1, 3),
+        node("/dev/zero", 1, 5),
+        node("/dev/full", 1, 7),
+        node("/dev/random", 1, 8),
+        node("/dev/urandom", 1, 9),
+        node("/dev/tty", 5, 0),
+    ]
+}
+
+fn plan_devices(devices: &[Device]) -> Result<Vec<DeviceNode>, SpecError> {
+    let mut planned = default_devices();
+    for (index, device) in devices.iter().enumerate() {
+        let field = |name: &str| format!("linux.devices[{index}].{name}");
+        if !device.path.starts_with('/') {
+            return Err(invalid(field("path"), &device.path, "is not absolute"));
+        }
+        check_text(field("path"), &device.path)?;
+        let kind = match device.kind.as_str() {
+            "c" | "u" => DeviceKind::Character,
+            "b" => DeviceKind::Block,
+            "p" => DeviceKind::Fifo,
+            other => return Err(invalid(field("type"), other, "is none of c, u, b, p")),
+        };
+        // dev_t of the kernel: 12 bits of major, 20 bits of minor.
+        let number = |name: &str, value: i64, limit: i64| {
+            u32::try_from(value)
+                .ok()
+                .filter(|_| value < limit)
+                .ok_or_else(|| {
+                    invalid(
+                        field(name),
+                        value.to_string(),
+                        "is out of range for a device number",
+                    )
+                })
+        };
+        let (major, minor) = if kind == DeviceKind::Fifo {
+            (0, 0)
+        } else {
+            (
+                number("major", device.major, 1 << 12)?,
+                number("minor", device.minor, 1 << 20)?,
+            )
+        };
+        let node = DeviceNode {
+            path: clean_path(&device.path),
+            kind,
+            major,
+            minor,
+            mode: device.file_mode.unwrap_or(0o666) & 0o7777,
+            uid: device.uid.unwrap_or(0),
+            gid: device.gid.unwrap_or(0),
+        };
+        match planned.iter_mut().find(|known| known.path == node.path) {
+            Some(known) => *known = node,
+            None => planned.push(node),
+        }
+    }
+    Ok(planned)
+}
+
+/// Sysctls that belong to the IPC namespace, besides `fs.mqueue.*`.
+const IPC_SYSCTLS: [&str; 8] = [
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+];
+
+fn plan_sysctls(
+    linux: &Linux,
+    namespaces: &Namespaces,
+) -> Result<Vec<(String, String)>, SpecError> {
+    let mut planned = Vec::with_capacity(linux.sysctl.len());
+    for (name, value) in &linux.sysctl {
+        let field = format!("linux.sysctl[{name:?}]");
+        let path = sysctl_path(name);
+        if path
+            .split('/')
+            .any(|part| part.is_empty() || part == "." || part == "..")
+        {
+            return Err(invalid(field, name, "is not the name of a sysctl"));
+        }
+        check_text(&field, value)?;
+        check_text(&field, name)?;
+        let needed = if path.starts_with("net/") {
+            NamespaceKind::Network
+        } else if path.starts_with("fs/mqueue/") || IPC_SYSCTLS.contains(&path.as_str()) {
+            NamespaceKind::Ipc
+        } else if path == "kernel/domainname" || path == "kernel/hostname" {
+            NamespaceKind::Uts
+        } else {
+            return Err(invalid(
+                field,
+                value,
+                "is not in a namespace and would change the host",
+            ));
+        };
+        if !namespaces.separates(needed) {
+            return Err(invalid(
+                field,
+                value,
+                format!("needs a {} namespace of the container", needed.name()),
+            ));
+        }
+        planned.push((path, value.clone()));
+    }
+    Ok(planned)
+}
+
+/// `net.ipv4.ip_forward` or `net/ipv4/ip_forward` → path; the first separator seen decides, so that
+/// interface names with dots can be written (sysctl.d(5)).
+fn sysctl_path(name: &str) -> String {
+    let dotted = name
+        .find(['.', '/'])
+        .is_some_and(|at| name[at..].starts_with('.'));
+    if !dotted {
+        return name.to_owned();
+    }
+    name.chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect()
+}
+
+fn plan_personality(personality: &crate::config::Personality) -> Result<u64, SpecError> {
+    if let Some(flag) = personality.flags.first() {
+        return Err(invalid(
+            "linux.personality.flags",
+            flag,
+            "is not a known flag",
+        ));
+    }
+    match personality.domain.as_str() {
+        "LINUX" => Ok(0x0000),
+        "LINUX32" => Ok(0x0008),
+        other => Err(invalid(
+            "linux.personality.domain",
+            other,
+            "is neither LINUX nor LINUX32",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,578 @@
+//! The container record and the directory it lives in.
+//!
+//! ```text
+//! <root>/<id>/            0700, made exclusively by create; flock held while create or delete works
+//!   state.json            the record: written before each side effect it describes
+//!   config.json           the document as create read it, for exec and poststop hooks
+//!   start.sock            init listens here until it executes the container's program
+//! ```
+//!
+//! Nothing is synced to disk: the directory lives on a tmpfs and means nothing after a reboot.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::CgroupRecord;
+
+/// Form of the record this version writes.
+const RECORD_VERSION: u32 = 1;
+/// Bound of a record or document read back.
+const MAX_FILE: u64 = 16 << 20;
+/// How long delete waits for a create that is still at work.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+const STATE_FILE: &str = "state.json";
+/// Copy of the document.
+pub const CONFIG_FILE: &str = "config.json";
+/// Socket of a created, not yet started init.
+pub const START_SOCKET: &str = "start.sock";
+
+/// What went wrong with the records below `--root`.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// An id that could not be a directory name, or is too long.
+    #[error("invalid container id {id:?}: {reason}")]
+    InvalidId {
+        /// As given.
+        id: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// No such container.
+    #[error("container {id:?} does not exist")]
+    NotFound {
+        /// As given.
+        id: String,
+    },
+    /// Taken.
+    #[error("container with id {id:?} already exists")]
+    Exists {
+        /// As given.
+        id: String,
+    },
+    /// Another runtime process works on it.
+    #[error("container {id:?} is busy: another process is creating or deleting it")]
+    Busy {
+        /// As given.
+        id: String,
+    },
+    /// The record cannot be understood.
+    #[error("cannot read the record {path}")]
+    Record {
+        /// File.
+        path: PathBuf,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// Verb.
+        operation: &'static str,
+        /// Object.
+        path: PathBuf,
+        /// Errno.
+        source: std::io::Error,
+    },
+}
+
+/// A container id that is safe as a file name: 1 to 1024 of `A-Z a-z 0-9 _ + . -`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// Checks `id`.
+    ///
+    /// # Errors
+    /// [`StateError::InvalidId`].
+    pub fn parse(id: &str) -> Result<ContainerId, StateError> {
+        let invalid = |reason| {
+            Err(StateError::InvalidId {
+                id: id.to_owned(),
+                reason,
+            })
+        };
+        if id.is_empty() {
+            return invalid("it is empty");
+        }
+        // File names end at 255 bytes; runc allows ids of 1024 that then fail in mkdir.
+        if id.len() > 1024 {
+            return invalid("it is longer than 1024 bytes");
+        }
+        if !id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+.-".contains(&b))
+        {
+            return invalid("it may contain letters, digits and _ + . - only");
+        }
+        if id == "." || id == ".." || id == crate::seccomp::cache::DIRECTORY {
+            return invalid("it is a reserved name");
+        }
+        Ok(ContainerId(id.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is on disk about a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Form of this record.
+    pub version: u32,
+    /// Container id.
+    pub id: String,
+    /// `ociVersion` of the document.
+    pub oci_version: String,
+    /// Absolute path.
+    pub bundle: PathBuf,
+    /// Absolute path.
+    pub rootfs: PathBuf,
+    /// From the document.
+    pub annotations: BTreeMap<String, String>,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Init as the runtime's PID namespace numbers it; `None` while there is no init yet.
+    pub init: Option<ProcessIdentity>,
+    /// Whether the PID namespace ends with init; otherwise its other processes outlive it.
+    pub private_pid_namespace: bool,
+    /// Directories of the container's cgroup, written before they are made.
+    pub cgroup: Option<CgroupRecord>,
+}
+
+/// A process that cannot be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: i32,
+    /// Clock ticks after boot, field 22 of proc_pid_stat(5).
+    pub start_time: u64,
+}
+
+impl Record {
+    /// An empty record of the current form.
+    #[must_use]
+    pub fn new(id: &ContainerId) -> Record {
+        Record {
+            version: RECORD_VERSION,
+            id: id.as_str().to_owned(),
+            oci_version: String::new(),
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            annotations: BTreeMap::new(),
+            created: String::new(),
+            init: None,
+            private_pid_namespace: false,
+            cgroup: None,
+        }
+    }
+}
+
+/// An open container directory.
+#[derive(Debug)]
+pub struct StateDirectory {
+    id: ContainerId,
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl StateDirectory {
+    /// Makes the directory of a new container and locks it for its creator.
+    ///
+    /// # Errors
+    /// [`StateError::Exists`] when the id is taken.
+    pub fn create(root: &Path, id: &ContainerId) -> Result<StateDirectory, StateError> {
+        make_root(root)?;
+        let path = root.join(id.as_str());
+        match rustix::fs::mkdirat(CWD, &path, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                return Err(StateError::Exists {
+                    id: id.as_str().to_owned(),
+                });
+            }
+            Err(errno) => return Err(io("make", &path, errno)),
+        }
+        let directory = StateDirectory::open(root, id)?;
+        rustix::fs::flock(&directory.fd, FlockOperation::NonBlockingLockExclusive).map_err(
+            |_| StateError::Busy {
+                id: id.as_str().to_owned(),
+            },
+        )?;
+        Ok(directory)
+    }
+
+    /// Opens the directory of an existing container.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`].
+    pub fn open(root: &Path, id: &ContainerId) -> Result<StateDirectory, StateError> {
+        let path = root.join(id.as_str());
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+            Ok(fd) => Ok(StateDirectory {
+                id: id.clone(),
+                path,
+                fd,
+            }),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Err(StateError::NotFound {
+                id: id.as_str().to_owned(),
+            }),
+            Err(errno) => Err(io("open", &path, errno)),
+        }
+    }
+
+    /// Waits, with a bound, until no other process creates or deletes this container.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] when the time is over.
+    pub fn lock(&self) -> Result<(), StateError> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                    return Err(StateError::Busy {
+                        id: self.id.as_str().to_owned(),
+                    });
+                }
+                Err(errno) => return Err(io("lock", &self.path, errno)),
+            }
+        }
+    }
+
+    /// Whether another process creates, starts or deletes this container now.
+    #[must_use]
+    pub fn is_locked_elsewhere(&self) -> bool {
+        let probe = rustix::fs::openat(
+            &self.fd,
+            ".",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        probe.is_ok_and(|probe| {
+            rustix::fs::flock(&probe, FlockOperation::NonBlockingLockShared).is_err()
+        })
+    }
+
+    /// The container this is.
+    #[must_use]
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// The directory's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory's descriptor.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Reads the record; `None` when create was killed before it wrote one.
+    ///
+    /// # Errors
+    /// [`StateError::Record`] when it cannot be understood.
+    pub fn load(&self) -> Result<Option<Record>, StateError> {
+        let Some(bytes) = self.read(STATE_FILE)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| StateError::Record {
+                path: self.path.join(STATE_FILE),
+                source,
+            })
+    }
+
+    /// Writes the record atomically.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn store(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.path.join(STATE_FILE);
+        let bytes =
+            serde_json::to_vec(record).map_err(|source| StateError::Record { path, source })?;
+        self.write(STATE_FILE, &bytes)
+    }
+
+    /// Reads a file of the directory; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(io("open", &self.path.join(name), errno)),
+        };
+        let mut bytes = Vec::new();
+        File::from(file)
+            .take(MAX_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(|source| StateError::Io {
+                operation: "read",
+                path: self.path.join(name),
+                source,
+            })?;
+        Ok(Some(bytes))
+    }
+
+    /// Replaces a file of the directory atomically.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let temporary = format!(".{name}.new");
+        let path = self.path.join(&temporary);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o600);
+        let file = rustix::fs::openat(&self.fd, &temporary, flags | OFlags::CLOEXEC, mode)
+            .map_err(|errno| io("create", &path, errno))?;
+        File::from(file)
+            .write_all(bytes)
+            .map_err(|source| StateError::Io {
+                operation: "write",
+                path: path.clone(),
+                source,
+            })?;
+        rustix::fs::renameat(&self.fd, &temporary, &self.fd, name)
+            .map_err(|errno| io("rename", &path, errno))
+    }
+
+    /// Removes the directory and what lies in it; the last step of delete.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove(&self) -> Result<(), StateError> {
+        // The record goes last, so that a delete cut short can be repeated with full knowledge.
+        let names = [
+            START_SOCKET,
+            CONFIG_FILE,
+            ".config.json.new",
+            ".state.json.new",
+            STATE_FILE,
+        ];
+        for name in names {
+            match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(io("remove", &self.path.join(name), errno)),
+            }
+        }
+        match rustix::fs::unlinkat(CWD, &self.path, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(io("remove", &self.path, errno)),
+        }
+    }
+}
+
+fn make_root(root: &Path) -> Result<(), StateError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(root)
+        .map_err(|source| StateError::Io {
+            operation: "make",
+            path: root.to_owned(),
+            source,
+        })
+}
+
+fn io(operation: &'static str, path: &Path, errno: Errno) -> StateError {
+    StateError::Io {
+        operation,
+        path: path.to_owned(),
+        source: errno.into(),
+    }
+}
+
+/// The ids below `root`, sorted; a root that is not there has none.
+///
+/// # Errors
+/// [`StateError::Io`].
+pub fn list(root: &Path) -> Result<Vec<ContainerId>, StateError> {
+    let fail = |source| StateError::Io {
+        operation: "list",
+        path: root.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(fail(source)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        if let Some(id) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| ContainerId::parse(name).ok())
+        {
+            ids.push(id);
+        }
+    }
+    ids.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(ids)
+}
+
+/// What `/proc/<pid>/stat` says about a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessStat {
+    /// Clock ticks after boot.
+    pub start_time: u64,
+    /// Whether it has exited and waits to be reaped.
+    pub is_dead: bool,
+}
+
+/// Reads the state and start time of `pid`; `None` when there is no such process.
+#[must_use]
+pub fn process_stat(pid: i32) -> Option<ProcessStat> {
+    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(stat: &[u8]) -> Option<ProcessStat> {
+    // The command name is in parentheses and may contain anything, parentheses too.
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    let rest = std::str::from_utf8(stat.get(end + 2..)?).ok()?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?;
+    // Field 3 is consumed; the start time is field 22.
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some(ProcessStat {
+        start_time,
+        is_dead: matches!(state, "Z" | "X" | "x"),
+    })
+}
+
+impl ProcessIdentity {
+    /// The identity of a process that is alive or not yet reaped.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<ProcessIdentity> {
+        process_stat(pid).map(|stat| ProcessIdentity {
+            pid,
+            start_time: stat.start_time,
+        })
+    }
+
+    /// Whether this very process, and no later one with its number, still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        process_stat(self.pid)
+            .is_some_and(|stat| stat.start_time == self.start_time && !stat.is_dead)
+    }
+
+    /// A pidfd of this very process; `None` when it has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(self.pid)?;
+        let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+        // Order: the comparison comes after the open, so that the number cannot change hands between.
+        self.is_alive().then_some(fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_file_names_and_nothing_else() {
+        for good in ["a", "A-b_c.d+9", ".hidden", "...", &"x".repeat(1024)] {
+            assert!(ContainerId::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "../x",
+            "a b",
+            "a\n",
+            "a\0",
+            "ä",
+            ".seccomp-cache",
+            &"x".repeat(1025),
+        ] {
+            assert!(ContainerId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn stat_survives_hostile_command_names() {
+        let line = b"42 (a) R 1 (b)) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        assert_eq!(
+            parse_stat(line),
+            Some(ProcessStat {
+                start_time: 777,
+                is_dead: false
+            })
+        );
+        let line = b"42 (x) Z 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 778 0 0";
+        assert_eq!(
+            parse_stat(line),
+            Some(ProcessStat {
+                start_time: 778,
+                is_dead: true
+            })
+        );
+        assert_eq!(parse_stat(b""), None);
+    }
+
+    #[test]
+    fn two_creators_of_one_id_get_one_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let id = ContainerId::parse("one").unwrap();
+        let first = StateDirectory::create(root.path(), &id).unwrap();
+        assert!(matches!(
+            StateDirectory::create(root.path(), &id),
+            Err(StateError::Exists { .. })
+        ));
+        assert!(first.load().unwrap().is_none());
+        let mut record = Record::new(&id);
+        record.init = ProcessIdentity::of(i32::try_from(std::process::id()).unwrap());
+        first.store(&record).unwrap();
+        let read = first.load().unwrap().unwrap();
+        assert_eq!(read.init, record.init);
+        assert!(read.init.unwrap().is_alive());
+        first.remove().unwrap();
+        assert!(matches!(
+            StateDirectory::open(root.path(), &id),
+            Err(StateError::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn a_reused_number_is_another_process() {
+        let me = ProcessIdentity::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(me.pidfd().is_some());
+        let later = ProcessIdentity {
+            start_time: me.start_time + 1,
+            ..me
+        };
+        assert!(!later.is_alive());
+        assert!(later.pidfd().is_none());
+    }
+}

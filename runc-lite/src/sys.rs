@@ -1,0 +1,17 @@
+//! Thin typed system calls that neither std nor rustix offers; no policy lives here.
+
+mod bpf;
+mod clone;
+mod exec;
+mod mount;
+mod signal;
+
+pub use bpf::{BpfInstruction, attach_device_program, load_device_program, load_seccomp};
+pub use clone::{CloneFlags, Forked, clone3, exit_now, unshare};
+pub use exec::{
+    close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,
+};
+pub use mount::{MountAttributes, mount_setattr};
+pub use signal::{
+    SignalSet, block_all_signals, restore_default_signals, send_signal, wait_for_signal,
+};

@@ -1,0 +1,144 @@
+//! Loading BPF: a seccomp filter for this process, a device program for a cgroup v2 directory.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// One classic BPF instruction, `struct sock_filter`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BpfInstruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a conditional jump is taken.
+    pub jt: u8,
+    /// Instructions to skip when it is not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+#[repr(C)]
+struct Program {
+    len: u16,
+    filter: *const BpfInstruction,
+}
+
+/// Installs `filter` for this process with `SECCOMP_FILTER_FLAG_*` bits.
+///
+/// # Errors
+/// The errno of seccomp(2): EACCES without no_new_privs and CAP_SYS_ADMIN, EINVAL for a bad filter.
+pub fn load_seccomp(filter: &[BpfInstruction], flags: u32) -> io::Result<()> {
+    let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
+    let program = Program {
+        len,
+        filter: filter.as_ptr(),
+    };
+    // SAFETY: `program` describes `filter`, which outlives the call; the kernel copies it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            std::ptr::from_ref(&program),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// The head of `union bpf_attr` for program loading.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    // Some kernels write past the fields they were given (reliability note on bpf(2)); room to spare.
+    spare: [u64; 24],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttributes {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    spare: [u64; 24],
+}
+
+/// Bytes of an attribute block that the kernel is told about: the fields before `spare`.
+const LOAD_SIZE: usize = 48;
+const ATTACH_SIZE: usize = 16;
+
+/// Loads eBPF `instructions` (raw 64-bit words) as a cgroup device program.
+///
+/// # Errors
+/// The errno of bpf(2).
+pub fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let mut attributes = LoadAttributes {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        ..LoadAttributes::default()
+    };
+    // SAFETY: the attribute block is larger than the size given and its pointers outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            std::ptr::from_mut(&mut attributes),
+            LOAD_SIZE,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: bpf(2) returned a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a device `program` to the cgroup v2 directory `cgroup`, beside those of its ancestors.
+///
+/// # Errors
+/// The errno of bpf(2).
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = AttachAttributes {
+        target_fd: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
+        attach_bpf_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+        ..AttachAttributes::default()
+    };
+    // SAFETY: the attribute block is larger than the size given and lives until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            std::ptr::from_mut(&mut attributes),
+            ATTACH_SIZE,
+        )
+    };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Signal masks and synchronous waiting: the runtime installs no handlers.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// A kernel signal set.
+#[derive(Clone, Copy)]
+pub struct SignalSet(libc::sigset_t);
+
+impl std::fmt::Debug for SignalSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SignalSet")
+    }
+}
+
+fn empty_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the whole set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised just above.
+    unsafe { set.assume_init() }
+}
+
+/// Blocks every signal so that [`wait_for_signal`] receives them in order.
+///
+/// # Errors
+/// The errno of sigprocmask(2).
+pub fn block_all_signals() -> io::Result<SignalSet> {
+    let mut set = empty_set();
+    // SAFETY: `set` is initialised.
+    unsafe { libc::sigfillset(&raw mut set) };
+    // SAFETY: `set` is initialised and the old mask is not asked for.
+    let result =
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(SignalSet(set))
+    }
+}
+
+/// Unblocks all signals and gives SIGPIPE, which Rust's start-up ignores, its default action back.
+///
+/// # Errors
+/// The errno of sigprocmask(2).
+pub fn restore_default_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let set = empty_set();
+    // SAFETY: `set` is initialised and the old mask is not asked for.
+    let result =
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Waits for one of the signals of `set`, for ever or until `timeout`; `None` when the time is over.
+///
+/// # Errors
+/// The errno of sigtimedwait(2) other than EINTR and EAGAIN.
+pub fn wait_for_signal(set: &SignalSet, timeout: Option<Duration>) -> io::Result<Option<i32>> {
+    let limit = timeout.map(|t| libc::timespec {
+        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    loop {
+        // SAFETY: the set is initialised, no siginfo is asked for, the timeout is null or lives on.
+        let signal = unsafe { libc::sigtimedwait(&raw const set.0, std::ptr::null_mut(), limit) };
+        if signal >= 0 {
+            return Ok(Some(signal));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(None),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Sends `signal` to the process behind `pidfd`; any number the kernel knows, real-time ones included.
+///
+/// # Errors
+/// The errno of pidfd_send_signal(2); ESRCH when the process is gone.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed; the descriptor is borrowed for the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0u32,
+        )
+    };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -152,6 +152,18 @@ impl Lab {
         self.node_with(NodeOptions::default())
     }
 
+    /// A node with the built-in network that has a small image with a shell; answers its reference too.
+    ///
+    /// # Panics
+    /// When it does not start or cannot pull.
+    #[must_use]
+    pub fn node_with_busybox(&self) -> (Node, String) {
+        let (node, image) = (self.node(), self.busybox());
+        node.pull(&image)
+            .unwrap_or_else(|status| panic!("pull {image}: {status}"));
+        (node, image)
+    }
+
     /// A node with options.
     ///
     /// # Panics

@@ -16,7 +16,7 @@ use std::time::Duration;
 use axil_snapshotter::Digest;
 use http::HeaderValue;
 
-use crate::domain::image::manifest::Descriptor;
+use crate::domain::image::manifest::{Descriptor, own_media_type};
 use crate::domain::image::media::{MediaType, is_generic};
 use crate::domain::image::reference::Reference;
 
@@ -93,7 +93,8 @@ impl Default for RegistryOptions {
 pub struct Resolved {
     /// The digest of `bytes`, verified.
     pub digest: Digest,
-    /// The content type without parameters, or the document's kind is up to its `mediaType`.
+    /// The content type without parameters; a generic one is replaced by the document's own
+    /// `mediaType`, if it has one.
     pub media_type: String,
     /// The manifest or index, at most 4 MiB.
     pub bytes: Vec<u8>,
@@ -145,9 +146,13 @@ impl Registry {
         let source = self.source(reference, credentials).await?;
         let question = Question::reference(&source);
         let found = self.exchange.document(&source, &question).await?;
+        let media_type = match is_generic(&found.media_type) {
+            true => own_media_type(&found.bytes).unwrap_or(found.media_type),
+            false => found.media_type,
+        };
         Ok(Resolved {
             digest: found.digest,
-            media_type: found.media_type,
+            media_type,
             bytes: found.bytes,
             mirror: source.host(found.host).config.origin.authority(),
             source: source.starting_at(found.host),

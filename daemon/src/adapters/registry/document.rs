@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use axil_snapshotter::{Digest, Hasher};
+use axil_snapshotter::Digest;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -219,9 +219,7 @@ fn verified(expected: Option<&Digest>, bytes: &[u8]) -> Result<Digest, Problem> 
     let Some(expected) = expected else {
         return Ok(Digest::sha256_of(bytes));
     };
-    let mut hasher = Hasher::new(expected.algorithm());
-    hasher.update(bytes);
-    let found = hasher.finish();
+    let found = Digest::of(expected.algorithm(), bytes);
     if found == *expected {
         return Ok(found);
     }

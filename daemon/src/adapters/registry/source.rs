@@ -16,6 +16,8 @@ pub struct Source {
     parts: Arc<Parts>,
     /// The host to ask first: the one that answered the first question.
     first: usize,
+    /// Mirrors are left out.
+    upstream_only: bool,
 }
 
 struct Parts {
@@ -47,6 +49,8 @@ impl Source {
         credentials: Option<Credentials>,
         hosts: Vec<Host>,
     ) -> Self {
+        // The last one is the registry itself.
+        debug_assert!(!hosts.is_empty());
         Self {
             parts: Arc::new(Parts {
                 reference,
@@ -54,6 +58,7 @@ impl Source {
                 hosts,
             }),
             first: 0,
+            upstream_only: false,
         }
     }
 
@@ -76,12 +81,28 @@ impl Source {
         Self {
             parts: Arc::clone(&self.parts),
             first: index,
+            upstream_only: false,
+        }
+    }
+
+    /// Returns the same source without its mirrors, for content that a mirror served with another
+    /// digest.
+    #[must_use]
+    pub fn upstream_only(&self) -> Self {
+        Self {
+            parts: Arc::clone(&self.parts),
+            first: self.parts.hosts.len() - 1,
+            upstream_only: true,
         }
     }
 
     /// Returns the hosts that fulfil `usable`, in the order to ask them.
     pub(super) fn order(&self, usable: impl Fn(&HostConfig) -> bool) -> Vec<usize> {
-        let rest = (0..self.parts.hosts.len()).filter(|index| *index != self.first);
+        let all = match self.upstream_only {
+            true => 0..0,
+            false => 0..self.parts.hosts.len(),
+        };
+        let rest = all.filter(|index| *index != self.first);
         std::iter::once(self.first)
             .chain(rest)
             .filter(|index| usable(&self.parts.hosts[*index].config))

@@ -135,6 +135,19 @@ pub fn parse_document(content_type: &str, bytes: &[u8]) -> Result<Document, Mani
     raw.check(&content_type)
 }
 
+/// Returns what a document itself says it is, for a server whose content type says nothing. The
+/// rest of the document is not checked.
+#[must_use]
+pub fn own_media_type(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Stated {
+        #[serde(rename = "mediaType")]
+        media_type: String,
+    }
+    let stated: Stated = serde_json::from_slice(bytes).ok()?;
+    Some(stated.media_type)
+}
+
 /// Every field that decides what a document is, of both manifests and indexes, so that a document
 /// with the fields of both is seen (CVE-2021-41190). A repeated field is an error of the parser.
 #[derive(Deserialize)]

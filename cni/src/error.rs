@@ -88,7 +88,7 @@ pub enum NetworkError {
     /// The built-in network failed.
     #[error("built-in network failed for {subject}")]
     Builtin {
-        /// "pod <id>" or what was worked on.
+        /// "pod" and its id, or what was worked on.
         subject: String,
         /// What happened.
         source: BuiltinError,

@@ -58,7 +58,11 @@ mod tests {
                 .spawn()
         };
         let (mut ours, mut other) = (start(&pod).unwrap(), start(&format!("{pod}x")).unwrap());
-        assert_eq!(kill_plugins_of(&pod), 1);
+        // The kernel shows the environment a moment after exec has let the parent go on.
+        let killed = (0..10_000)
+            .map(|_| kill_plugins_of(&pod))
+            .find(|killed| *killed > 0);
+        assert_eq!(killed, Some(1));
         assert!(!ours.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
         other.kill().unwrap();

@@ -242,7 +242,7 @@ fn privileged_cve_2020_10749_router_advertisements_are_ignored() {
             read("/proc/sys/net/ipv6/conf/eth0/accept_ra")
         });
         assert_eq!(inside_pod, "0\n");
-        let addresses = inside(&pod.netns, || run("ip -6 addr show dev eth0"));
+        let addresses = inside(&pod.netns, || run("ip -6 addr show dev eth0 scope global"));
         assert!(!addresses.contains("tentative"), "{addresses}");
     });
 }

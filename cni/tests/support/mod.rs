@@ -15,7 +15,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axil_cni::{BuiltinOptions, Network, NetworkOptions, PodNetwork, PortMapping, Protocol, netns};
@@ -287,12 +287,4 @@ pub fn ask_udp(socket: &UdpSocket, address: &str) -> Option<String> {
 
 pub fn at(ip: &IpAddr, port: u16) -> String {
     SocketAddr::new(*ip, port).to_string()
-}
-
-pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(10), "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

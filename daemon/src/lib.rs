@@ -1,1 +1,13 @@
-//! Placeholder replaced within this change.
+//! axild: the CRI daemon. `cri` converts, `engine` acts, `domain` decides, `adapters` reach outside.
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod app;
+pub mod config;
+pub mod cri;
+pub mod domain;
+pub mod engine;
+pub mod host;
+pub mod metrics;
+pub mod ports;
+pub mod telemetry;

@@ -1,0 +1,14 @@
+//! Implementations of the ports over the kernel, the file system, the shims and the registries. Only
+//! `app.rs` names them.
+
+pub mod cgroups;
+pub mod durable;
+pub mod layers;
+pub mod namespaces;
+pub mod network;
+pub mod pod_files;
+pub mod records;
+pub mod registry;
+pub mod remote;
+pub mod rootfs;
+pub mod shim;

@@ -1,0 +1,251 @@
+//! Blobs and layers over the crate `axil-snapshotter`: the blocking store meets the async download.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, Weak};
+
+use async_trait::async_trait;
+use axil_snapshotter::{
+    ChainId, Compression, Digest, ErrorClass, LayerRequest, Lease, Limits, Roots, StagedLayer,
+    Store, Usage,
+};
+use tokio::sync::mpsc;
+
+use crate::domain::failure::{Class, Failure, chain};
+use crate::domain::image::media::Compression as MediaCompression;
+use crate::engine::lock;
+use crate::engine::spawn::blocking;
+use crate::ports::Answer;
+use crate::ports::images::{LayerJob, Layers, RemoteImage};
+
+/// Pieces of a download waiting for the unpacker: with pieces of some tens of KiB a few MiB at most.
+const PIECES: usize = 64;
+
+/// Largest document kept as a blob, in bytes.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// The store and who unpacks what.
+#[derive(Debug)]
+pub struct LayerStore {
+    store: Arc<Store>,
+    claims: Mutex<BTreeMap<ChainId, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl LayerStore {
+    /// Layers of this store.
+    #[must_use]
+    pub fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            claims: Mutex::default(),
+        }
+    }
+
+    fn claim_of(&self, chain: &ChainId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut claims = lock(&self.claims);
+        claims.retain(|_, claim| claim.strong_count() > 0);
+        if let Some(claim) = claims.get(chain).and_then(Weak::upgrade) {
+            return claim;
+        }
+        let claim = Arc::new(tokio::sync::Mutex::new(()));
+        claims.insert(chain.clone(), Arc::downgrade(&claim));
+        claim
+    }
+}
+
+/// The class of a store's error in the daemon's terms.
+pub(super) fn class(class: ErrorClass) -> Class {
+    match class {
+        ErrorClass::InvalidArgument => Class::DataLoss,
+        ErrorClass::NotFound => Class::NotFound,
+        ErrorClass::AlreadyExists => Class::AlreadyExists,
+        ErrorClass::FailedPrecondition => Class::FailedPrecondition,
+        ErrorClass::Unavailable => Class::Unavailable,
+        ErrorClass::Exhausted => Class::Exhausted,
+        ErrorClass::Internal => Class::Internal,
+    }
+}
+
+/// A recorded chain id.
+pub(super) fn parse_chain(text: &str) -> Answer<ChainId> {
+    let digest: Result<Digest, _> = text.parse();
+    digest
+        .map(ChainId::from)
+        .map_err(|error| Failure::internal("a recorded chain id", &error))
+}
+
+/// Turns an error of the store into a failure.
+fn failed<E: StoreError>(error: E) -> Failure {
+    Failure::new(class(error.class()), chain(&error))
+}
+
+/// The errors of the store, which all have a class.
+trait StoreError: std::error::Error + 'static {
+    fn class(&self) -> ErrorClass;
+}
+
+macro_rules! store_errors {
+    ($($name:ty),*) => {
+        $(impl StoreError for $name {
+            fn class(&self) -> ErrorClass {
+                <$name>::class(self)
+            }
+        })*
+    };
+}
+
+store_errors!(
+    axil_snapshotter::ContentError,
+    axil_snapshotter::GcError,
+    axil_snapshotter::LayerError,
+    axil_snapshotter::PathError
+);
+
+#[async_trait]
+impl Layers for LayerStore {
+    fn has(&self, chain: &str) -> bool {
+        parse_chain(chain).is_ok_and(|chain| self.store.has_layer(&chain))
+    }
+
+    fn lease(&self, roots: Roots) -> Lease {
+        self.store.lease(roots)
+    }
+
+    async fn claim(&self, chains: &[ChainId]) -> Box<dyn Send + Sync> {
+        // Order: lowest first. Stacks that share layers share their lowest ones, so two pulls can
+        // never wait for each other.
+        let mut held = Vec::new();
+        for chain in chains {
+            held.push(self.claim_of(chain).lock_owned().await);
+        }
+        Box::new(held)
+    }
+
+    async fn unpack(&self, job: LayerJob, remote: &dyn RemoteImage) -> Answer<(StagedLayer, u64)> {
+        let descriptor = job.layer.descriptor();
+        let request = LayerRequest {
+            blob: job.layer.digest.clone(),
+            size: job.layer.size,
+            compression: match job.layer.compression {
+                MediaCompression::None => Compression::None,
+                MediaCompression::Gzip => Compression::Gzip,
+                MediaCompression::Zstd => Compression::Zstd,
+            },
+            diff_id: job.diff_id,
+            chain: job.chain,
+            parent: job.parent,
+            limits: Limits::default(),
+        };
+        let store = Arc::clone(&self.store);
+        let begin = move || store.begin_layer(request).map_err(failed);
+        let ingest = blocking("begin a layer", begin).await?;
+        let mut download = remote.blob(&descriptor, ingest.resume_offset()).await?;
+
+        let (pieces, source) = mpsc::channel(PIECES);
+        let unpack = tokio::task::spawn_blocking(move || ingest.unpack(Source::new(source)));
+        let mut received = 0u64;
+        let mut broken = None;
+        loop {
+            let piece = match download.next().await {
+                Ok(Some(piece)) => Ok(piece),
+                Ok(None) => break,
+                Err(failure) => {
+                    broken = Some(failure.clone());
+                    Err(io::Error::other(failure))
+                }
+            };
+            let last = piece.is_err();
+            received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            // The unpacker ended early: its error tells why.
+            if pieces.send(piece).await.is_err() || last {
+                break;
+            }
+        }
+        drop(pieces);
+        match unpack.await {
+            Ok(Ok(staged)) => Ok((staged, received)),
+            // A download that broke is the cause, whatever the unpacker says of it.
+            Ok(Err(error)) => Err(broken.unwrap_or_else(|| failed(error))),
+            Err(error) => Err(Failure::internal("unpack a layer", &error)),
+        }
+    }
+
+    async fn commit(&self, staged: Vec<StagedLayer>) -> Answer<()> {
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let store = Arc::clone(&self.store);
+        blocking("commit layers", move || {
+            store.commit_layers(staged).map_err(failed)
+        })
+        .await
+    }
+
+    async fn put_blob(&self, digest: &Digest, bytes: Vec<u8>) -> Answer<()> {
+        let (store, digest) = (Arc::clone(&self.store), digest.clone());
+        blocking("keep a blob", move || {
+            store.put_blob(&digest, &bytes).map_err(failed)
+        })
+        .await
+    }
+
+    async fn read_blob(&self, digest: &Digest) -> Answer<Option<Vec<u8>>> {
+        let (store, digest) = (Arc::clone(&self.store), digest.clone());
+        let read = move || store.read_blob(&digest, MAX_DOCUMENT).map_err(failed);
+        blocking("read a blob", read).await
+    }
+
+    async fn collect(&self, roots: Roots) -> Answer<u64> {
+        let store = Arc::clone(&self.store);
+        let collect = move || store.collect_garbage(&roots).map_err(failed);
+        Ok(blocking("collect garbage", collect).await?.usage.bytes)
+    }
+
+    fn size_of(&self, chains: &[ChainId]) -> u64 {
+        chains
+            .iter()
+            .filter_map(|chain| self.store.layer_usage(chain))
+            .map(|u| u.bytes)
+            .sum()
+    }
+
+    async fn usage(&self) -> Answer<Usage> {
+        let store = Arc::clone(&self.store);
+        blocking("measure the store", move || {
+            store.store_usage().map_err(failed)
+        })
+        .await
+    }
+}
+
+/// The pieces of a download as a blocking reader.
+struct Source {
+    pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Source {
+    fn new(pieces: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
+        Self {
+            pieces,
+            piece: Vec::new(),
+            at: 0,
+        }
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() {
+            match self.pieces.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => (self.piece, self.at) = (piece?, 0),
+            }
+        }
+        let count = buffer.len().min(self.piece.len() - self.at);
+        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}

@@ -1,0 +1,204 @@
+//! Namespaces of pods, pinned by bind mounts.
+//!
+//! A thread of its own leaves the node's namespaces, sets the host name and the sysctls from inside,
+//! and binds `/proc/thread-self/ns/*` to files. Nothing has to run to keep them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use axil_proto::ids::PodId;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::durable::make_private_dir;
+use crate::domain::failure::{Class, Failure};
+use crate::domain::pod::spec::{NamespaceMode, PodSpec};
+use crate::engine::spawn::blocking;
+use crate::ports::{Answer, NamespacePaths, NamespacePlan, Namespaces};
+
+/// Names of the pins, and what each is of.
+const KINDS: [(&str, CloneFlags); 3] = [
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+];
+
+/// Pins below `<state>/pods/<pod>/ns`.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    pods: PathBuf,
+}
+
+impl Pins {
+    /// Pins below this state directory.
+    #[must_use]
+    pub fn new(state: &Path) -> Self {
+        Self {
+            pods: state.join("pods"),
+        }
+    }
+
+    fn dir(&self, pod: &PodId) -> PathBuf {
+        self.pods.join(pod.as_str()).join("ns")
+    }
+}
+
+#[async_trait]
+impl Namespaces for Pins {
+    async fn pin(&self, pod: &PodId, plan: NamespacePlan) -> Answer<NamespacePaths> {
+        let dir = self.dir(pod);
+        blocking("pin namespaces", move || {
+            // The thread ends with the namespaces it made, so it must not be one of a pool.
+            let thread = std::thread::Builder::new().name("namespaces".to_owned());
+            let work = thread.spawn(move || pin(&dir, &plan));
+            let work = work.map_err(|error| Failure::io("start a thread", &error))?;
+            work.join().unwrap_or_else(|_| {
+                Err(Failure::new(
+                    Class::Internal,
+                    "the thread that pins namespaces panicked",
+                ))
+            })
+        })
+        .await
+    }
+
+    fn paths(&self, pod: &PodId, spec: &PodSpec) -> NamespacePaths {
+        let dir = self.dir(pod);
+        let own_net = !spec.host_network();
+        let own_ipc = spec.namespaces.ipc != NamespaceMode::Node;
+        NamespacePaths {
+            net: own_net.then(|| dir.join("net")),
+            ipc: own_ipc.then(|| dir.join("ipc")),
+            uts: own_net.then(|| dir.join("uts")),
+        }
+    }
+
+    async fn unpin(&self, pod: &PodId) -> Answer<()> {
+        let dir = self.dir(pod);
+        blocking("unpin namespaces", move || {
+            for (name, _) in KINDS {
+                let pin = dir.join(name);
+                axil_snapshotter::mount::unmount(&pin)
+                    .map_err(|error| Failure::internal("unpin a namespace", &error))?;
+                match fs::remove_file(&pin) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        return Err(Failure::io(format!("remove {}", pin.display()), &error));
+                    }
+                }
+            }
+            match fs::remove_dir(&dir) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(Failure::io(format!("remove {}", dir.display()), &error)),
+            }
+        })
+        .await
+    }
+}
+
+/// Runs on a thread of its own: leaves the node's namespaces for good.
+fn pin(dir: &Path, plan: &NamespacePlan) -> Answer<NamespacePaths> {
+    let wanted = |name: &str| match name {
+        "ipc" => plan.ipc,
+        _ => plan.network,
+    };
+    make_private_dir(dir)?;
+    let flags = KINDS
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .map(|(_, flag)| *flag)
+        .collect();
+    unshare(flags).map_err(|errno| Failure::io("unshare namespaces", &errno.into()))?;
+    if plan.network && !plan.hostname.is_empty() {
+        rustix::system::sethostname(plan.hostname.as_bytes()).map_err(|errno| {
+            Failure::io(
+                format!("set the host name {:?}", plan.hostname),
+                &errno.into(),
+            )
+        })?;
+    }
+    for (key, value) in &plan.sysctls {
+        write_sysctl(key, value)?;
+    }
+    let mut paths = NamespacePaths::default();
+    for (name, _) in KINDS.iter().filter(|(name, _)| wanted(name)) {
+        let pin = dir.join(name);
+        fs::File::create_new(&pin)
+            .map_err(|error| Failure::io(format!("make {}", pin.display()), &error))?;
+        let source = Path::new("/proc/thread-self/ns").join(name);
+        mount(
+            Some(&source),
+            &pin,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(|errno| {
+            Failure::io(
+                format!("pin a namespace at {}", pin.display()),
+                &errno.into(),
+            )
+        })?;
+        match *name {
+            "net" => paths.net = Some(pin),
+            "ipc" => paths.ipc = Some(pin),
+            _ => paths.uts = Some(pin),
+        }
+    }
+    Ok(paths)
+}
+
+/// Writes a sysctl as seen by this thread's namespaces. Keys are checked by `domain` before.
+fn write_sysctl(key: &str, value: &str) -> Answer<()> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+    let failed = |errno: rustix::io::Errno| {
+        Failure::io(format!("set the sysctl {key} to {value:?}"), &errno.into())
+    };
+    let base = openat(
+        CWD,
+        "/proc/sys",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    let relative = sysctl_path(key);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(
+        &base,
+        relative,
+        OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+        resolve,
+    )
+    .map_err(failed)?;
+    rustix::io::write(&file, value.as_bytes()).map_err(failed)?;
+    Ok(())
+}
+
+/// `net.ipv4.conf.eth0/1.x` style: a slash in a key stands for a dot in a name.
+fn sysctl_path(key: &str) -> String {
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    key.chars().map(swap).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_keys_become_paths() {
+        assert_eq!(sysctl_path("net.core.somaxconn"), "net/core/somaxconn");
+        assert_eq!(
+            sysctl_path("net.ipv4.conf.eth0/100.rp_filter"),
+            "net/ipv4/conf/eth0.100/rp_filter"
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! `ports::images::Registry` over the distribution client in `adapters/registry`.
+
+use async_trait::async_trait;
+use axil_snapshotter::Digest;
+
+use super::registry::{self, Credentials, RegistryError, RegistryOptions, Resolved};
+use crate::config::ImageConfig;
+use crate::domain::failure::{Class, Failure, chain};
+use crate::domain::image::manifest::Descriptor;
+use crate::domain::image::reference::Reference;
+use crate::ports::Answer;
+use crate::ports::images::{BlobStream, PullAuth, Registry, RemoteImage};
+
+/// Registries as configured.
+#[derive(Debug)]
+pub struct Registries {
+    client: registry::Registry,
+}
+
+impl Registries {
+    /// A client; nothing is read and nobody asked until the first pull.
+    #[must_use]
+    pub fn open(config: &ImageConfig) -> Self {
+        let options = RegistryOptions {
+            hosts_dirs: config.hosts_dirs.clone(),
+            progress_timeout: config.progress_timeout,
+            ..RegistryOptions::default()
+        };
+        Self {
+            client: registry::Registry::new(options),
+        }
+    }
+}
+
+fn failure(error: &RegistryError) -> Failure {
+    Failure::new(error.class(), chain(error))
+}
+
+/// Credentials in the client's terms.
+fn given(auth: &PullAuth) -> registry::PullAuth {
+    registry::PullAuth {
+        username: auth.username.clone(),
+        password: auth.password.clone(),
+        auth: auth.auth.clone(),
+        server_address: auth.server_address.clone(),
+        identity_token: auth.identity_token.clone(),
+        registry_token: auth.registry_token.clone(),
+    }
+}
+
+#[async_trait]
+impl Registry for Registries {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        auth: Option<&PullAuth>,
+    ) -> Answer<Box<dyn RemoteImage>> {
+        let credentials = match auth {
+            None => None,
+            Some(auth) => Credentials::from_pull_auth(&given(auth))
+                .map_err(|error| Failure::new(Class::InvalidArgument, chain(&error)))?,
+        };
+        let resolved = self.client.resolve(reference, credentials.as_ref()).await;
+        let resolved = resolved.map_err(|error| failure(&error))?;
+        Ok(Box::new(Remote {
+            client: self.client.clone(),
+            resolved,
+        }))
+    }
+}
+
+/// A resolved reference and where it was found.
+struct Remote {
+    client: registry::Registry,
+    resolved: Resolved,
+}
+
+#[async_trait]
+impl RemoteImage for Remote {
+    fn digest(&self) -> &Digest {
+        &self.resolved.digest
+    }
+
+    fn media_type(&self) -> &str {
+        &self.resolved.media_type
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.resolved.bytes
+    }
+
+    async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>> {
+        let document = self
+            .client
+            .document(&self.resolved.source, descriptor)
+            .await;
+        document.map_err(|error| failure(&error))
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Answer<Box<dyn BlobStream>> {
+        let blob = self
+            .client
+            .blob(&self.resolved.source, descriptor, offset)
+            .await;
+        Ok(Box::new(Download(blob.map_err(|error| failure(&error))?)))
+    }
+}
+
+struct Download(registry::BlobStream);
+
+#[async_trait]
+impl BlobStream for Download {
+    async fn next(&mut self) -> Answer<Option<Vec<u8>>> {
+        let piece = self.0.next().await.map_err(|error| failure(&error))?;
+        Ok(piece.map(Vec::from))
+    }
+}

@@ -1,0 +1,256 @@
+//! The composition root: builds every adapter once, recovers, serves, and drains on a signal.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axil_proto::cri::image_service_server::ImageServiceServer;
+use axil_proto::cri::runtime_service_server::RuntimeServiceServer;
+use axil_proto::keys;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::adapters::cgroups::CgroupTree;
+use crate::adapters::durable::make_private_dir;
+use crate::adapters::layers::LayerStore;
+use crate::adapters::namespaces::Pins;
+use crate::adapters::network::CniNetwork;
+use crate::adapters::pod_files::RunFiles;
+use crate::adapters::records::RecordFiles;
+use crate::adapters::remote::Registries;
+use crate::adapters::rootfs::OverlayRootfs;
+use crate::adapters::shim::{ShimOptions, ShimProcesses};
+use crate::config::Config;
+use crate::cri::{ImageCalls, RuntimeCalls};
+use crate::engine::images::Images;
+use crate::engine::spawn::spawn;
+use crate::engine::{Bounds, Engine, Ports, Shared};
+use crate::metrics::{self, Metrics};
+
+/// Largest message taken or sent: the kubelet's own bound.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Calls served at once on one connection; the kubelet uses a handful.
+const MAX_STREAMS: u32 = 256;
+
+/// How long calls may take to end after a signal; pods live on either way.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Something it needs at the start is not there or not possible; the message names it.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    make_private_dir(&config.root)?;
+    make_private_dir(&config.state)?;
+    let _sole = claim(&config.state)?;
+
+    let metrics = Arc::new(Metrics::default());
+    let (engine, shared) = build(&config, &metrics)?;
+    engine.images.load().await.context("load images")?;
+    let pods = engine.recover().await.context("recover pods")?;
+
+    if !config.metrics.listen.is_empty() {
+        let address: SocketAddr = config.metrics.listen.parse().context("metrics.listen")?;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("metrics.listen: bind {address}"))?;
+        spawn(
+            "metrics",
+            metrics::serve(listener, Arc::clone(&metrics), Arc::clone(&shared)),
+        );
+    }
+
+    let socket = config.socket().context("listen: not a unix:// path")?;
+    let listener = listen(&socket)?;
+    let recursive_read_only = shared.host.recursive_read_only;
+    let info = serde_json::json!({
+        "stateDir": config.state,
+        "rootDir": config.root,
+        "cgroupDriver": config.cgroups.driver,
+        "cgroupParent": config.cgroups.parent,
+    });
+    let runtime = RuntimeCalls::new(
+        engine.clone(),
+        Arc::clone(&metrics),
+        info,
+        recursive_read_only,
+    );
+    let store = config.root.join("snapshots").display().to_string();
+    let images = ImageCalls::new(engine, Arc::clone(&metrics), store);
+    let runtime = RuntimeServiceServer::new(runtime)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let images = ImageServiceServer::new(images)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    tracing::info!(listen = %config.listen, pods, version = env!("CARGO_PKG_VERSION"), "serving");
+
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(runtime)
+        .add_service(images)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            let _closed = stopped.await;
+        });
+    let mut server = spawn("grpc", server);
+    let signal = tokio::select! {
+        ended = &mut server => {
+            ended.context("the gRPC server")?.context("the gRPC server")?;
+            return Ok(());
+        }
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal, "stopping; pods keep running");
+    let _closed = stop.send(());
+    // What does not end by itself is cut: being killed at any instruction is an ordinary end.
+    if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        tracing::info!("calls still at work are cut");
+    }
+    Ok(())
+}
+
+/// Takes the state directory for this process alone, for as long as the answer lives.
+fn claim(state: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    use nix::fcntl::{Flock, FlockArg};
+    let path = state.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("state {}: another axild uses it", state.display()))
+}
+
+/// Builds every adapter and the engine over them.
+fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc<Shared>)> {
+    let binaries = Binaries::find(config)?;
+    let store = axil_snapshotter::Store::open(&config.root)
+        .with_context(|| format!("open the store in {}", config.root.display()))?;
+    for damaged in store.damaged() {
+        tracing::error!(damaged = ?damaged, "a damaged record in the store");
+    }
+    let store = Arc::new(store);
+    let records = Arc::new(RecordFiles::open(&config.root)?);
+    let sockets = config.state.join("s");
+    make_private_dir(&sockets)?;
+    let shims = ShimProcesses::new(ShimOptions {
+        shim: binaries.shim,
+        runtime: binaries.runtime.clone(),
+        runtime_root: config.state.join("runtime"),
+        sockets,
+    });
+    let ports = Ports {
+        records: Arc::clone(&records) as _,
+        namespaces: Arc::new(Pins::new(&config.state)),
+        network: Arc::new(CniNetwork::open(network_options(config)?)?),
+        files: Arc::new(RunFiles::open(&config.state)?),
+        rootfs: Arc::new(OverlayRootfs::new(Arc::clone(&store))),
+        shims: Arc::new(shims),
+        cgroups: Arc::new(CgroupTree::open(&config.cgroups.parent)?),
+    };
+    let shared = Arc::new(Shared {
+        ports,
+        views: crate::engine::views::Views::default(),
+        host: crate::host::facts(),
+        sandbox_binary: binaries.runtime,
+        metrics: Arc::clone(metrics),
+        bounds: Bounds::default(),
+        index: std::sync::Mutex::default(),
+    });
+    let images = Images::new(
+        records,
+        Arc::new(LayerStore::new(store)),
+        Arc::new(Registries::open(&config.images)),
+        Arc::clone(metrics),
+        config.images.max_concurrent_downloads,
+    );
+    Ok((Engine::new(Arc::clone(&shared), Arc::new(images)), shared))
+}
+
+fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> {
+    let mut subnets = Vec::new();
+    for text in &config.network.subnets {
+        let subnet = text.parse();
+        subnets
+            .push(subnet.with_context(|| format!("configuration key network.subnets: {text:?}"))?);
+    }
+    Ok(axil_cni::NetworkOptions {
+        conf_dir: config.cni.conf_dir.clone(),
+        bin_dirs: config.cni.bin_dirs.clone(),
+        cache_dir: config.root.join("cni"),
+        state_dir: config.root.join("network"),
+        plugin_timeout: config.cni.plugin_timeout,
+        builtin: axil_cni::BuiltinOptions {
+            bridge: config.network.bridge.clone(),
+            subnets,
+            mtu: Some(config.network.mtu).filter(|&mtu| mtu > 0),
+            ..axil_cni::BuiltinOptions::default()
+        },
+    })
+}
+
+/// The programs the daemon runs.
+struct Binaries {
+    shim: PathBuf,
+    runtime: PathBuf,
+}
+
+impl Binaries {
+    fn find(config: &Config) -> anyhow::Result<Self> {
+        let beside = std::env::current_exe().context("find axild's own path")?;
+        let find = |key: &str, given: &Path, name: &str| {
+            let path = if given.as_os_str().is_empty() {
+                beside.with_file_name(name)
+            } else {
+                given.to_owned()
+            };
+            anyhow::ensure!(
+                path.is_file(),
+                "configuration key {key}: {} is no file",
+                path.display()
+            );
+            Ok(path)
+        };
+        Ok(Self {
+            shim: find("runtime.shim", &config.runtime.shim, keys::SHIM_BINARY)?,
+            runtime: find(
+                "runtime.binary",
+                &config.runtime.binary,
+                keys::RUNTIME_BINARY,
+            )?,
+        })
+    }
+}
+
+/// Binds the socket, replacing one that an earlier life left; nothing but a socket is replaced.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = socket.parent() {
+        make_private_dir(parent)?;
+    }
+    match fs::symlink_metadata(socket) {
+        Ok(meta) if meta.file_type().is_socket() => {
+            fs::remove_file(socket).with_context(|| format!("replace {}", socket.display()))?;
+        }
+        Ok(_) => anyhow::bail!("listen: {} exists and is no socket", socket.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("listen: {}", socket.display())),
+    }
+    let listener = UnixListener::bind(socket);
+    let listener = listener.with_context(|| format!("listen: bind {}", socket.display()))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("set the mode of {}", socket.display()))?;
+    Ok(listener)
+}

@@ -1,0 +1,532 @@
+//! The operator's configuration: one table of keys, the file's form, and its check.
+//!
+//! The table [`KEYS`] gives the default file (`axild --print-config`) and the check for unknown keys; a
+//! test keeps it equal to the structure the file is read into.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// One key of the configuration file.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Dotted name.
+    pub name: &'static str,
+    /// Default, as TOML.
+    pub default: &'static str,
+    /// What it means, with unit and range.
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
+    Key {
+        name,
+        default,
+        help,
+    }
+}
+
+/// Every key, in the order of the file.
+pub const KEYS: &[Key] = &[
+    key(
+        "root",
+        "\"/var/lib/axil\"",
+        "Directory of images, layers and records; survives a reboot.",
+    ),
+    key(
+        "state",
+        "\"/run/axil\"",
+        "Directory of run-time files; gone at a reboot.",
+    ),
+    key(
+        "listen",
+        "\"unix:///run/axil/axil.sock\"",
+        "Socket of the CRI; an absolute unix:// path.",
+    ),
+    key(
+        "metrics.listen",
+        "\"127.0.0.1:9630\"",
+        "Address of /metrics; empty serves none.",
+    ),
+    key(
+        "log.level",
+        "\"info\"",
+        "error, warn, info, debug or trace; or a filter such as axild=debug.",
+    ),
+    key("log.format", "\"text\"", "text or json."),
+    key(
+        "runtime.shim",
+        "\"\"",
+        "Shim binary; empty is containerd-shim-axil-v1 beside axild.",
+    ),
+    key(
+        "runtime.binary",
+        "\"\"",
+        "OCI runtime binary; empty is runc-lite beside axild.",
+    ),
+    key(
+        "cgroups.driver",
+        "\"cgroupfs\"",
+        "cgroupfs; systemd is not built yet.",
+    ),
+    key(
+        "cgroups.parent",
+        "\"/axil\"",
+        "cgroup of pods for which the kubelet names none.",
+    ),
+    key(
+        "images.hosts_dirs",
+        "[\"/etc/axil/certs.d\", \"/etc/containerd/certs.d\"]",
+        "Directories with <host>/hosts.toml files; the first that has a host wins.",
+    ),
+    key(
+        "images.max_concurrent_downloads",
+        "3",
+        "Layers of one image fetched at once, 1 to 32.",
+    ),
+    key(
+        "images.progress_timeout",
+        "\"60s\"",
+        "A download without a byte for so long has failed.",
+    ),
+    key(
+        "cni.conf_dir",
+        "\"/etc/cni/net.d\"",
+        "Directory of conflists; the first by name serves.",
+    ),
+    key(
+        "cni.bin_dirs",
+        "[\"/opt/cni/bin\", \"/usr/lib/cni\"]",
+        "Directories of plugins.",
+    ),
+    key(
+        "cni.plugin_timeout",
+        "\"60s\"",
+        "A plugin that runs longer is killed.",
+    ),
+    key(
+        "network.bridge",
+        "\"axil0\"",
+        "Bridge of the built-in network, at most 15 characters.",
+    ),
+    key(
+        "network.subnets",
+        "[\"10.88.0.0/16\", \"fd00:10:88::/64\"]",
+        "Subnets of the built-in network.",
+    ),
+    key(
+        "network.mtu",
+        "0",
+        "MTU of the built-in network in bytes; 0 is the kernel's default.",
+    ),
+];
+
+/// Why a configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no TOML, or a value has the wrong type.
+    #[error("configuration {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key that does not exist.
+    #[error("configuration {}: unknown key {key:?}{suggestion}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// "; did you mean …?", or nothing.
+        suggestion: String,
+    },
+    /// A value that cannot be.
+    #[error("configuration key {key} = {value:?}: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The configuration. Every field has its default in [`KEYS`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Durable files.
+    pub root: PathBuf,
+    /// Run-time files.
+    pub state: PathBuf,
+    /// CRI socket, `unix:///…`.
+    pub listen: String,
+    /// Metrics endpoint.
+    pub metrics: MetricsConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Shim and OCI runtime.
+    pub runtime: RuntimeBinaries,
+    /// cgroups.
+    pub cgroups: CgroupConfig,
+    /// Images.
+    pub images: ImageConfig,
+    /// CNI.
+    pub cni: CniConfig,
+    /// Built-in network.
+    pub network: NetworkConfig,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Address, or empty.
+    pub listen: String,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// Level or filter.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeBinaries {
+    /// Shim binary, or empty.
+    pub shim: PathBuf,
+    /// OCI runtime binary, or empty.
+    pub binary: PathBuf,
+}
+
+/// `[cgroups]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CgroupConfig {
+    /// Driver.
+    pub driver: String,
+    /// Own parent.
+    pub parent: String,
+}
+
+/// `[images]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// `certs.d` directories.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Layers at once.
+    pub max_concurrent_downloads: usize,
+    /// Stall bound.
+    #[serde(deserialize_with = "seconds")]
+    pub progress_timeout: Duration,
+}
+
+/// `[cni]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CniConfig {
+    /// Conflists.
+    pub conf_dir: PathBuf,
+    /// Plugins.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Bound of one plugin run.
+    #[serde(deserialize_with = "seconds")]
+    pub plugin_timeout: Duration,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Bridge.
+    pub bridge: String,
+    /// Subnets.
+    pub subnets: Vec<String>,
+    /// MTU, or 0.
+    pub mtu: u32,
+}
+
+impl Config {
+    /// The defaults, with the file's values over them when there is a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or has a key or value that cannot be.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut table = defaults();
+        if let Some(path) = path {
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            let given: toml::Table =
+                toml::from_str(&text).map_err(|source| ConfigError::Parse {
+                    path: path.to_owned(),
+                    source: Box::new(source),
+                })?;
+            check_keys(path, "", &given)?;
+            merge(&mut table, given);
+        }
+        let config: Self = table.try_into().map_err(|source| ConfigError::Parse {
+            path: path.map_or_else(|| PathBuf::from("(defaults)"), Path::to_owned),
+            source: Box::new(source),
+        })?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// The key, its value and what is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, value: String, reason: &str| {
+            Err(ConfigError::Value {
+                key,
+                value,
+                reason: reason.to_owned(),
+            })
+        };
+        for (key, path) in [("root", &self.root), ("state", &self.state)] {
+            if !path.is_absolute() {
+                return wrong(key, path.display().to_string(), "must be an absolute path");
+            }
+        }
+        if self.socket().is_none() {
+            return wrong(
+                "listen",
+                self.listen.clone(),
+                "must be unix:// and an absolute path",
+            );
+        }
+        if !self.metrics.listen.is_empty() && self.metrics.listen.parse::<SocketAddr>().is_err() {
+            return wrong(
+                "metrics.listen",
+                self.metrics.listen.clone(),
+                "must be ADDRESS:PORT",
+            );
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            return wrong(
+                "log.format",
+                self.log.format.clone(),
+                "must be text or json",
+            );
+        }
+        if self.cgroups.driver != "cgroupfs" {
+            let driver = self.cgroups.driver.clone();
+            return wrong("cgroups.driver", driver, "only cgroupfs is built so far");
+        }
+        let parent = &self.cgroups.parent;
+        if !parent.starts_with('/') || parent.len() < 2 || parent.split('/').any(|p| p == "..") {
+            return wrong(
+                "cgroups.parent",
+                parent.clone(),
+                "must be an absolute path, not /",
+            );
+        }
+        let downloads = self.images.max_concurrent_downloads;
+        if !(1..=32).contains(&downloads) {
+            let value = downloads.to_string();
+            return wrong("images.max_concurrent_downloads", value, "must be 1 to 32");
+        }
+        Ok(())
+    }
+
+    /// Path of the CRI socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
+        let path = Path::new(self.listen.strip_prefix("unix://")?);
+        path.is_absolute().then(|| path.to_owned())
+    }
+}
+
+/// The default configuration file, each key with its help.
+#[must_use]
+pub fn default_file() -> String {
+    let mut text = String::new();
+    let mut section = "";
+    for Key {
+        name,
+        default,
+        help,
+    } in KEYS
+    {
+        let (table, last) = name.rsplit_once('.').unwrap_or(("", name));
+        if table != section {
+            section = table;
+            text.push_str(&format!("\n[{table}]\n"));
+        }
+        text.push_str(&format!("# {help}\n{last} = {default}\n"));
+    }
+    text
+}
+
+fn defaults() -> toml::Table {
+    toml::from_str(&default_file()).expect("the table of keys is TOML; a test reads it")
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (name, value) in from {
+        match (into.get_mut(&name), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(given)) => merge(inner, given),
+            (_, value) => {
+                into.insert(name, value);
+            }
+        }
+    }
+}
+
+fn check_keys(path: &Path, prefix: &str, table: &toml::Table) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let full = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
+        let below = format!("{full}.");
+        match value {
+            toml::Value::Table(inner) if KEYS.iter().any(|k| k.name.starts_with(&below)) => {
+                check_keys(path, &full, inner)?;
+            }
+            _ if KEYS.iter().any(|k| k.name == full) => {}
+            _ => {
+                let suggestion = nearest(&full)
+                    .map(|k| format!("; did you mean {k:?}?"))
+                    .unwrap_or_default();
+                return Err(ConfigError::UnknownKey {
+                    path: path.to_owned(),
+                    key: full,
+                    suggestion,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The key that differs least, if it differs by at most a third.
+fn nearest(name: &str) -> Option<&'static str> {
+    let best = KEYS
+        .iter()
+        .map(|k| (distance(k.name, name), k.name))
+        .min()?;
+    (best.0 <= name.len().max(best.1.len()).div_ceil(3)).then_some(best.1)
+}
+
+/// Levenshtein distance: how many characters to insert, delete or replace.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replace = corner + usize::from(x != *y);
+            corner = row[j + 1];
+            row[j + 1] = replace.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A duration such as "90s", "5m" or "500ms".
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration such as 60s"))?;
+    let duration = match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        _ => None,
+    };
+    let positive = duration.filter(|duration| !duration.is_zero());
+    positive.ok_or_else(|| format!("{text:?} is no duration above 0 in ms, s or m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(Some(&file)).and_then(|config| config.check().map(|()| config))
+    }
+
+    #[test]
+    fn the_table_of_keys_is_the_structure() {
+        let config = Config::load(None).unwrap();
+        config.check().unwrap();
+        assert_eq!(load(&default_file()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_file_overrides_single_keys() {
+        let config = load("state = '/s'\n[images]\nprogress_timeout = '2m'").unwrap();
+        assert_eq!(config.state, Path::new("/s"));
+        assert_eq!(config.images.progress_timeout, Duration::from_secs(120));
+        assert_eq!(config.images.max_concurrent_downloads, 3);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_a_suggestion() {
+        let error = load("[cni]\nplugin_timeuot = '1s'")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"cni.plugin_timeuot\"; did you mean \"cni.plugin_timeout\"?"),
+            "{error}"
+        );
+        let error = load("colour = 'red'").unwrap_err().to_string();
+        assert!(error.contains("unknown key \"colour\""), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (text, key) in [
+            ("root = 'x'", "root"),
+            ("listen = 'tcp://1'", "listen"),
+            ("[cgroups]\ndriver = 'systemd'", "cgroups.driver"),
+            ("[cgroups]\nparent = '/'", "cgroups.parent"),
+            (
+                "[images]\nmax_concurrent_downloads = 0",
+                "max_concurrent_downloads",
+            ),
+            ("[metrics]\nlisten = 'here'", "metrics.listen"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        assert!(load("[cni]\nplugin_timeout = '0s'").is_err());
+    }
+}

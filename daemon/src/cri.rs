@@ -1,0 +1,9 @@
+//! The CRI services: each method converts, calls the engine, and converts back.
+
+pub mod convert;
+mod image_service;
+mod runtime_service;
+mod status;
+
+pub use image_service::ImageCalls;
+pub use runtime_service::RuntimeCalls;

@@ -1,0 +1,550 @@
+//! The RuntimeService of the CRI.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axil_proto::cri;
+use axil_proto::cri::runtime_service_server::RuntimeService;
+use tonic::{Request, Response, Status};
+
+use super::convert::{container, filter, need, pod};
+use super::status::{call, unimplemented};
+use crate::domain::failure::Failure;
+use crate::engine::Engine;
+use crate::metrics::Metrics;
+
+/// Version of the kubelet's API that every runtime answers (the kubelet takes no other).
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// The RuntimeService over the engine.
+#[derive(Clone)]
+#[expect(
+    missing_debug_implementations,
+    reason = "the engine holds trait objects"
+)]
+pub struct RuntimeCalls {
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    config: serde_json::Value,
+    recursive_read_only: bool,
+}
+
+/// An empty stream: the type of the streaming calls that are not built yet.
+type Stream<T> = tokio_stream::Empty<Result<T, Status>>;
+
+impl RuntimeCalls {
+    /// Serves this engine; `config` is shown in the verbose status.
+    #[must_use]
+    pub fn new(
+        engine: Engine,
+        metrics: Arc<Metrics>,
+        config: serde_json::Value,
+        recursive_read_only: bool,
+    ) -> Self {
+        Self {
+            engine,
+            metrics,
+            config,
+            recursive_read_only,
+        }
+    }
+}
+
+/// Only the built-in handler exists; the empty name is it as well.
+fn check_handler(name: &str) -> Result<(), Failure> {
+    if name.is_empty() || name == "axil" {
+        return Ok(());
+    }
+    Err(Failure::invalid(
+        "runtime_handler",
+        name,
+        "is not configured; there is \"axil\"",
+    ))
+}
+
+fn seconds(field: &str, value: i64) -> Result<Duration, Failure> {
+    let seconds = u64::try_from(value);
+    let seconds = seconds.map_err(|_| Failure::invalid(field, value, "must not be negative"))?;
+    // A grace period of years is for ever: bounded so that clocks can add it.
+    Ok(Duration::from_secs(seconds.min(10 * 365 * 86_400)))
+}
+
+fn json_info(value: &serde_json::Value) -> HashMap<String, String> {
+    let entries = value.as_object().into_iter().flatten();
+    entries
+        .map(|(key, value)| (key.clone(), value.to_string()))
+        .collect()
+}
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeCalls {
+    async fn version(
+        &self,
+        _request: Request<cri::VersionRequest>,
+    ) -> Result<Response<cri::VersionResponse>, Status> {
+        call(&self.metrics, "Version", async {
+            Ok(cri::VersionResponse {
+                version: KUBELET_API_VERSION.to_owned(),
+                runtime_name: "axil".to_owned(),
+                runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+                runtime_api_version: "v1".to_owned(),
+            })
+        })
+        .await
+    }
+
+    async fn status(
+        &self,
+        request: Request<cri::StatusRequest>,
+    ) -> Result<Response<cri::StatusResponse>, Status> {
+        call(&self.metrics, "Status", async {
+            let condition = |kind: &str, problem: Option<(String, String)>| {
+                let status = problem.is_none();
+                let (reason, message) = problem.unwrap_or_default();
+                cri::RuntimeCondition {
+                    r#type: kind.to_owned(),
+                    status,
+                    reason,
+                    message,
+                }
+            };
+            let network = self.engine.network().ready().await.err();
+            let conditions = vec![
+                condition("RuntimeReady", None),
+                condition("NetworkReady", network),
+            ];
+            let features = cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: self.recursive_read_only,
+                user_namespaces: false,
+            };
+            let handler = |name: &str| cri::RuntimeHandler {
+                name: name.to_owned(),
+                features: Some(features),
+            };
+            let mut info = HashMap::new();
+            if request.into_inner().verbose {
+                info.insert("config".to_owned(), self.config.to_string());
+                let network = self.engine.network().describe();
+                info.insert("network".to_owned(), network.to_string());
+            }
+            Ok(cri::StatusResponse {
+                status: Some(cri::RuntimeStatus { conditions }),
+                info,
+                runtime_handlers: vec![handler(""), handler("axil")],
+                features: Some(cri::RuntimeFeatures {
+                    supplemental_groups_policy: true,
+                    user_namespaces_host_network: false,
+                    mount_options: false,
+                }),
+            })
+        })
+        .await
+    }
+
+    async fn runtime_config(
+        &self,
+        _request: Request<cri::RuntimeConfigRequest>,
+    ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
+        call(&self.metrics, "RuntimeConfig", async {
+            let cgroup_driver = cri::CgroupDriver::Cgroupfs as i32;
+            let linux = Some(cri::LinuxRuntimeConfiguration { cgroup_driver });
+            Ok(cri::RuntimeConfigResponse { linux })
+        })
+        .await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
+        call(&self.metrics, "RunPodSandbox", async {
+            let request = request.into_inner();
+            check_handler(&request.runtime_handler)?;
+            let spec = pod::spec(need("config", request.config)?, request.runtime_handler)?;
+            let id = self.engine.run_pod_sandbox(spec).await?;
+            Ok(cri::RunPodSandboxResponse {
+                pod_sandbox_id: id.to_string(),
+            })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Result<Response<cri::StopPodSandboxResponse>, Status> {
+        call(&self.metrics, "StopPodSandbox", async {
+            self.engine
+                .stop_pod_sandbox(&request.into_inner().pod_sandbox_id)
+                .await?;
+            Ok(cri::StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Result<Response<cri::RemovePodSandboxResponse>, Status> {
+        call(&self.metrics, "RemovePodSandbox", async {
+            self.engine
+                .remove_pod_sandbox(&request.into_inner().pod_sandbox_id)
+                .await?;
+            Ok(cri::RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
+        call(&self.metrics, "PodSandboxStatus", async {
+            let request = request.into_inner();
+            let view = self.engine.pod(&request.pod_sandbox_id)?;
+            let mut info = HashMap::new();
+            if request.verbose {
+                let pins = self.engine.namespaces(&view);
+                let sandbox = view.record.phase.sandbox();
+                info = json_info(&serde_json::json!({
+                    "timeline": view.record.timeline,
+                    "phase": view.record.phase.name(),
+                    "pid": sandbox.and_then(|sandbox| sandbox.pid),
+                    "shim": sandbox.map(|sandbox| &sandbox.shim_address),
+                    "namespaces": { "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
+                }));
+            }
+            Ok(cri::PodSandboxStatusResponse {
+                status: Some(pod::to_status(&view)),
+                info,
+                ..cri::PodSandboxStatusResponse::default()
+            })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
+        call(&self.metrics, "ListPodSandbox", async {
+            let wanted = request.into_inner().filter.unwrap_or_default();
+            let views = self.engine.pods();
+            let items = views.iter().filter(|view| {
+                filter::id_matches(&wanted.id, view.id.as_str())
+                    && filter::labels_match(&wanted.label_selector, &view.record.spec.labels)
+            });
+            let items = items.map(pod::to_list);
+            let items =
+                items.filter(|item| wanted.state.is_none_or(|state| state.state == item.state));
+            Ok(cri::ListPodSandboxResponse {
+                items: items.collect(),
+            })
+        })
+        .await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Result<Response<cri::CreateContainerResponse>, Status> {
+        call(&self.metrics, "CreateContainer", async {
+            let request = request.into_inner();
+            let spec = container::spec(need("config", request.config)?)?;
+            let id = self
+                .engine
+                .create_container(&request.pod_sandbox_id, spec)
+                .await?;
+            Ok(cri::CreateContainerResponse {
+                container_id: id.to_string(),
+            })
+        })
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Result<Response<cri::StartContainerResponse>, Status> {
+        call(&self.metrics, "StartContainer", async {
+            self.engine
+                .start_container(&request.into_inner().container_id)
+                .await?;
+            Ok(cri::StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Result<Response<cri::StopContainerResponse>, Status> {
+        call(&self.metrics, "StopContainer", async {
+            let request = request.into_inner();
+            let grace = seconds("timeout", request.timeout)?;
+            self.engine
+                .stop_container(&request.container_id, grace)
+                .await?;
+            Ok(cri::StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Result<Response<cri::RemoveContainerResponse>, Status> {
+        call(&self.metrics, "RemoveContainer", async {
+            self.engine
+                .remove_container(&request.into_inner().container_id)
+                .await?;
+            Ok(cri::RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Result<Response<cri::ListContainersResponse>, Status> {
+        call(&self.metrics, "ListContainers", async {
+            let wanted = request.into_inner().filter.unwrap_or_default();
+            let views = self.engine.containers();
+            let views = views.iter().filter(|view| {
+                filter::id_matches(&wanted.id, view.id.as_str())
+                    && filter::id_matches(&wanted.pod_sandbox_id, view.pod.as_str())
+                    && wanted
+                        .state
+                        .is_none_or(|state| state.state == container::state_of(view))
+                    && filter::labels_match(&wanted.label_selector, &view.record.spec.labels)
+            });
+            Ok(cri::ListContainersResponse {
+                containers: views.map(container::to_list).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
+        call(&self.metrics, "ContainerStatus", async {
+            let request = request.into_inner();
+            let view = self.engine.container(&request.container_id)?;
+            let pod = self.engine.pod(view.pod.as_str());
+            let log_directory = pod
+                .map(|pod| pod.record.spec.log_directory.clone())
+                .unwrap_or_default();
+            let mut info = HashMap::new();
+            if request.verbose {
+                info = json_info(&serde_json::json!({
+                    "timeline": view.record.timeline,
+                    "phase": view.record.phase.name(),
+                    "sandboxID": view.pod.as_str(),
+                    "bundle": self.engine.bundle(&view),
+                }));
+            }
+            Ok(cri::ContainerStatusResponse {
+                status: Some(container::to_status(&view, &log_directory)),
+                info,
+            })
+        })
+        .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
+        call(&self.metrics, "ReopenContainerLog", async {
+            self.engine
+                .reopen_container_log(&request.into_inner().container_id)
+                .await?;
+            Ok(cri::ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        call(&self.metrics, "ExecSync", async {
+            let request = request.into_inner();
+            let timeout = seconds("timeout", request.timeout)?;
+            let output = self
+                .engine
+                .exec_sync(&request.container_id, request.cmd, timeout)
+                .await?;
+            Ok(cri::ExecSyncResponse {
+                stdout: output.stdout,
+                stderr: output.stderr,
+                exit_code: output.exit_code,
+            })
+        })
+        .await
+    }
+
+    // ---- not built yet: each answers UNIMPLEMENTED and is listed in the README ----
+
+    async fn exec(
+        &self,
+        _request: Request<cri::ExecRequest>,
+    ) -> Result<Response<cri::ExecResponse>, Status> {
+        Err(unimplemented(&self.metrics, "Exec"))
+    }
+
+    async fn attach(
+        &self,
+        _request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        Err(unimplemented(&self.metrics, "Attach"))
+    }
+
+    async fn port_forward(
+        &self,
+        _request: Request<cri::PortForwardRequest>,
+    ) -> Result<Response<cri::PortForwardResponse>, Status> {
+        Err(unimplemented(&self.metrics, "PortForward"))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
+        Err(unimplemented(&self.metrics, "UpdateContainerResources"))
+    }
+
+    async fn container_stats(
+        &self,
+        _request: Request<cri::ContainerStatsRequest>,
+    ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "ContainerStats"))
+    }
+
+    async fn list_container_stats(
+        &self,
+        _request: Request<cri::ListContainerStatsRequest>,
+    ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "ListContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "ListPodSandboxStats"))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
+        Err(unimplemented(&self.metrics, "UpdateRuntimeConfig"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _request: Request<cri::CheckpointContainerRequest>,
+    ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
+        Err(unimplemented(&self.metrics, "CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _request: Request<cri::CheckpointPodRequest>,
+    ) -> Result<Response<cri::CheckpointPodResponse>, Status> {
+        Err(unimplemented(&self.metrics, "CheckpointPod"))
+    }
+
+    async fn restore_pod(
+        &self,
+        _request: Request<cri::RestorePodRequest>,
+    ) -> Result<Response<cri::RestorePodResponse>, Status> {
+        Err(unimplemented(&self.metrics, "RestorePod"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
+        Err(unimplemented(&self.metrics, "ListPodSandboxMetrics"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
+        Err(unimplemented(&self.metrics, "UpdatePodSandboxResources"))
+    }
+
+    type StreamPodSandboxesStream = Stream<cri::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        Err(unimplemented(&self.metrics, "StreamPodSandboxes"))
+    }
+
+    type StreamContainersStream = Stream<cri::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        _request: Request<cri::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        Err(unimplemented(&self.metrics, "StreamContainers"))
+    }
+
+    type StreamContainerStatsStream = Stream<cri::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        _request: Request<cri::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        Err(unimplemented(&self.metrics, "StreamContainerStats"))
+    }
+
+    type StreamPodSandboxStatsStream = Stream<cri::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _request: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        Err(unimplemented(&self.metrics, "StreamPodSandboxStats"))
+    }
+
+    type GetContainerEventsStream = Stream<cri::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _request: Request<cri::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        Err(unimplemented(&self.metrics, "GetContainerEvents"))
+    }
+
+    type StreamPodSandboxMetricsStream = Stream<cri::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        Err(unimplemented(&self.metrics, "StreamPodSandboxMetrics"))
+    }
+}

@@ -1,0 +1,57 @@
+//! What is on disk of a container.
+
+use serde::{Deserialize, Serialize};
+
+use super::phase::ContainerPhase;
+use super::spec::ContainerSpec;
+use crate::domain::timeline::Timeline;
+
+/// Version of the record's format; a reader refuses a newer one.
+pub const CONTAINER_RECORD_VERSION: u32 = 1;
+
+/// The durable record of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Format version.
+    pub version: u32,
+    /// Container id.
+    pub id: String,
+    /// Its pod.
+    pub pod: String,
+    /// When CreateContainer accepted it, nanoseconds since the epoch.
+    pub created_at: i64,
+    /// What was asked for.
+    pub spec: ContainerSpec,
+    /// The image it runs.
+    pub image: ResolvedImage,
+    /// The user its process runs as, once resolved.
+    #[serde(default)]
+    pub user: Option<ResolvedUser>,
+    /// Signal that stops it.
+    pub stop_signal: i32,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+    /// How its creation and start went.
+    #[serde(default)]
+    pub timeline: Timeline,
+}
+
+/// The image a container runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedImage {
+    /// Image id: digest of its configuration.
+    pub id: String,
+    /// Repository digest, or the id when the image has none.
+    pub reference: String,
+}
+
+/// The user of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}

@@ -1,0 +1,5 @@
+//! A pod: what was asked for and its state machine.
+
+pub mod phase;
+pub mod record;
+pub mod spec;

@@ -1,0 +1,122 @@
+//! The engine: every CRI verb as a sequence of steps, one driver task per pod, and published views.
+//!
+//! Handlers send a command and wait; the work runs in the pod's driver and outlives a vanished caller.
+//! Queries read views and never wait for a driver.
+
+pub mod create_container;
+pub mod exec_sync;
+pub mod images;
+pub mod pod_driver;
+pub mod pods;
+pub mod pull_image;
+pub mod queries;
+pub mod recover;
+pub mod remove_container;
+pub mod remove_pod_sandbox;
+pub mod reopen_container_log;
+pub mod run_pod_sandbox;
+pub mod spawn;
+pub mod start_container;
+pub mod steps;
+pub mod stop_container;
+pub mod stop_pod_sandbox;
+pub mod views;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::domain::container::oci::HostFacts;
+use crate::metrics::Metrics;
+use crate::ports::{Cgroups, Namespaces, Network, PodFiles, Records, Rootfs, Shims};
+
+/// The outside world, as the engine sees it.
+#[expect(missing_debug_implementations, reason = "trait objects")]
+pub struct Ports {
+    /// Durable records.
+    pub records: Arc<dyn Records>,
+    /// Pinned namespaces.
+    pub namespaces: Arc<dyn Namespaces>,
+    /// Pod network.
+    pub network: Arc<dyn Network>,
+    /// Run-time files.
+    pub files: Arc<dyn PodFiles>,
+    /// Root file systems.
+    pub rootfs: Arc<dyn Rootfs>,
+    /// Shims.
+    pub shims: Arc<dyn Shims>,
+    /// cgroups that axil makes.
+    pub cgroups: Arc<dyn Cgroups>,
+}
+
+/// Bounds of the engine's own waits.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// How long a killed container may take to be gone.
+    pub kill: Duration,
+    /// How long the output of an ended exec is read while something holds it open.
+    pub exec_drain: Duration,
+    /// How many pods are reconciled at once after a restart.
+    pub recovery_width: usize,
+    /// How long the reconciliation of one pod may take before it is left as it is recorded.
+    pub recovery: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            kill: Duration::from_secs(10),
+            exec_drain: Duration::from_secs(1),
+            recovery_width: 16,
+            recovery: Duration::from_secs(8),
+        }
+    }
+}
+
+/// What every verb and driver shares.
+#[expect(missing_debug_implementations, reason = "trait objects")]
+pub struct Shared {
+    /// The outside world.
+    pub ports: Ports,
+    /// What queries read.
+    pub views: views::Views,
+    /// What the machine can do.
+    pub host: HostFacts,
+    /// The bundled runtime's binary, which is also the sandbox process.
+    pub sandbox_binary: std::path::PathBuf,
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+    /// Bounds of waits.
+    pub bounds: Bounds,
+    /// Which pods there are, by id and by name.
+    pub(crate) index: Mutex<pods::Index>,
+}
+
+/// The engine: what the CRI services call.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "trait objects")]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    /// Images and pulls.
+    pub images: Arc<images::Images>,
+}
+
+impl Engine {
+    /// An engine with no pods; `recover` reads those of an earlier life.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, images: Arc<images::Images>) -> Self {
+        Self { shared, images }
+    }
+
+    /// The pod network.
+    #[must_use]
+    pub fn network(&self) -> &Arc<dyn Network> {
+        &self.shared.ports.network
+    }
+}
+
+/// Locks a mutex; a panic elsewhere does not poison what is a plain map.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

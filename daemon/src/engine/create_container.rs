@@ -1,0 +1,302 @@
+//! CreateContainer: record, bundle, rootfs, document, task, created.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axil_proto::ids::{ContainerId, PodId};
+
+use super::steps::{Failed, Steps};
+use super::{Shared, spawn};
+use crate::domain::container::phase::ContainerPhase;
+use crate::domain::container::record::{ContainerRecord, ResolvedUser};
+use crate::domain::container::spec::ContainerSpec;
+use crate::domain::container::{oci, user};
+use crate::domain::failure::Failure;
+use crate::domain::image::stored::StoredImage;
+use crate::domain::pod::record::PodRecord;
+use crate::domain::pod::spec::{NamespaceMode, PodSpec, SecurityProfile};
+use crate::ports::{Shim, TaskPlan};
+
+/// What CreateContainer works on.
+#[expect(missing_debug_implementations, reason = "holds the shim's connection")]
+pub struct Work {
+    /// What all share.
+    pub shared: Arc<Shared>,
+    /// The pod.
+    pub pod: PodId,
+    /// Its record.
+    pub pod_record: PodRecord,
+    /// Its shim.
+    pub shim: Arc<dyn Shim>,
+    /// The container named by `target_id`, and whether it runs.
+    pub target_pid: Option<(ContainerId, bool)>,
+    /// The container.
+    pub id: ContainerId,
+    /// Its record, `Creating`.
+    pub record: ContainerRecord,
+    /// Its image.
+    pub image: Arc<StoredImage>,
+}
+
+/// Makes a container; nothing is left of a failed one unless `Failed::left` says so.
+///
+/// # Errors
+/// The step that failed, and what could not be undone.
+pub async fn create_container(work: Work) -> Result<ContainerRecord, Failed> {
+    let mut record = work.record.clone();
+    let mut steps = Steps::begin("CreateContainer");
+    match sequence(&work, &mut record, &mut steps).await {
+        Ok(()) => {
+            record.timeline = steps.finish();
+            Ok(record)
+        }
+        Err(failure) => {
+            let mut failed = steps.undo(failure).await;
+            if failed.left.is_empty()
+                && let Err(failure) = delete_record(&work.shared, &work.pod, &work.id).await
+            {
+                failed.left.push(failure);
+            }
+            Err(failed)
+        }
+    }
+}
+
+async fn sequence<'a>(
+    work: &'a Work,
+    record: &mut ContainerRecord,
+    steps: &mut Steps<'a>,
+) -> Result<(), Failure> {
+    let Work {
+        shared,
+        pod,
+        id,
+        shim,
+        image,
+        ..
+    } = work;
+    let ports = &shared.ports;
+    let spec = record.spec.clone();
+    record.stop_signal = oci::stop_signal(spec.stop_signal, image.config.stop_signal.as_deref())
+        .map_err(|error| Failure::new(error.class(), error.to_string()))?;
+
+    steps
+        .run("record", put_record(shared, record.clone()))
+        .await?;
+
+    let make = ports.files.make_bundle(pod, id);
+    let bundle = steps
+        .run_undo("bundle", make, ports.files.remove_bundle(pod, id))
+        .await?;
+
+    let rootfs = bundle.join("rootfs");
+    let undo_rootfs = rootfs.clone();
+    let undo = async move { ports.rootfs.release(id, &undo_rootfs).await };
+    let chain = image.chain.as_deref();
+    steps
+        .run_undo("rootfs", ports.rootfs.prepare(id, chain, &rootfs), undo)
+        .await?;
+
+    let document = async {
+        let (document, user) = document(work, &spec, &rootfs).await?;
+        ports.files.write_document(&bundle, document).await?;
+        Ok(user)
+    };
+    record.user = Some(steps.run("document", document).await?);
+
+    let plan = TaskPlan {
+        container: id.clone(),
+        bundle: bundle.clone(),
+        log: log_path(&work.pod_record.spec, &spec)?,
+        terminal: spec.tty,
+    };
+    let undo = async move {
+        // Ignored: `delete` forces what `kill` could not; an unknown task is success there.
+        let _gone = shim.kill(id, None, 9, true).await;
+        let wait = shim.wait(id, None);
+        let _ended = tokio::time::timeout(shared.bounds.kill, wait).await;
+        shim.delete(id, None).await
+    };
+    steps.run_undo("task", shim.create(&plan), undo).await?;
+
+    record.phase = ContainerPhase::Created;
+    record.timeline = steps.timeline();
+    steps
+        .run("created", put_record(shared, record.clone()))
+        .await
+}
+
+/// The OCI document of a container and the user it runs as.
+async fn document(
+    work: &Work,
+    spec: &ContainerSpec,
+    rootfs: &Path,
+) -> Result<(Vec<u8>, ResolvedUser), Failure> {
+    let Work {
+        shared,
+        pod,
+        pod_record,
+        id,
+        image,
+        ..
+    } = work;
+    let ports = &shared.ports;
+    let pod_spec = &pod_record.spec;
+    let files = ports.rootfs.user_files(rootfs).await?;
+    let security = &spec.security;
+    let user = user::resolve_user(
+        &security.user,
+        &image.config.user,
+        files.passwd.as_deref(),
+        files.group.as_deref(),
+        &security.supplemental_groups,
+        security.groups_policy,
+    )
+    .map_err(|error| {
+        Failure::new(
+            error.class(),
+            format!("image {:?}: {error}", spec.image.image),
+        )
+    })?;
+    let resolved = ResolvedUser {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.additional_gids.clone(),
+    };
+    let paths = ports.files.paths(pod, pod_spec);
+    let pins = ports.namespaces.paths(pod, pod_spec);
+    let seccomp_profile = match &security.seccomp {
+        SecurityProfile::Localhost(path) if !security.privileged => {
+            Some(crate::host::read_seccomp_profile(path, shared.host.arch).await?)
+        }
+        SecurityProfile::Localhost(_)
+        | SecurityProfile::Unset
+        | SecurityProfile::RuntimeDefault
+        | SecurityProfile::Unconfined => None,
+    };
+    let input = oci::ContainerInput {
+        pod: pod_spec,
+        pod_id: pod.as_str(),
+        container: spec,
+        image: &oci::ImageDefaults {
+            user: image.config.user.clone(),
+            env: image.config.env.clone(),
+            entrypoint: image.config.entrypoint.clone(),
+            cmd: image.config.cmd.clone(),
+            working_dir: image.config.working_dir.clone(),
+            stop_signal: image.config.stop_signal.clone(),
+        },
+        user: &user,
+        namespaces: &oci::NamespacePaths {
+            net: pins.net,
+            ipc: pins.ipc,
+            uts: pins.uts,
+        },
+        pid: &pid_namespace(work, spec)?,
+        cgroups_path: &ports.cgroups.container_path(pod, pod_spec, id.as_str()),
+        pids_limit: None,
+        files: &oci::PodFiles {
+            resolv_conf: Some(paths.resolv_conf),
+            hostname: paths.hostname,
+            hosts: None,
+            shm: Some(paths.shm),
+        },
+        devices: &crate::host::resolve_devices(&spec.devices).await?,
+        host: &shared.host,
+        seccomp_profile: seccomp_profile.as_ref(),
+    };
+    let document = oci::container_document(&input)
+        .map_err(|error| Failure::new(error.class(), error.to_string()))?;
+    if !document.left_out_capabilities.is_empty() {
+        tracing::info!(
+            container.id = %id,
+            capabilities = ?document.left_out_capabilities,
+            "capabilities that axild does not have itself are left out"
+        );
+    }
+    crate::host::check_mount_sources(&spec.mounts).await?;
+    Ok((document.to_json(), resolved))
+}
+
+/// Which PID namespace the container is in.
+fn pid_namespace(work: &Work, spec: &ContainerSpec) -> Result<oci::PidNamespace, Failure> {
+    let sandbox = work.pod_record.phase.sandbox();
+    match spec.security.namespaces.pid {
+        NamespaceMode::Container => Ok(oci::PidNamespace::Own),
+        NamespaceMode::Node => Ok(oci::PidNamespace::Host),
+        NamespaceMode::Pod => match sandbox.and_then(|sandbox| sandbox.pid) {
+            Some(pid) => Ok(oci::PidNamespace::Join(
+                format!("/proc/{pid}/ns/pid").into(),
+            )),
+            None => Err(Failure::invalid(
+                "linux.security_context.namespace_options.pid",
+                "POD",
+                "the pod sandbox was run without a shared PID namespace",
+            )),
+        },
+        NamespaceMode::Target => {
+            let target = &spec.security.namespaces.target_id;
+            let field = "linux.security_context.namespace_options.target_id";
+            match &work.target_pid {
+                None => Err(Failure::invalid(
+                    field,
+                    target,
+                    "no such container in this pod",
+                )),
+                Some((_, false)) => Err(Failure::precondition(format!(
+                    "{field} {target:?}: it does not run"
+                ))),
+                Some((container, true)) => {
+                    let bundle = work.shared.ports.files.bundle(&work.pod, container);
+                    let pid = crate::host::read_pid_file(&bundle.join("init.pid"))?;
+                    Ok(oci::PidNamespace::Join(
+                        format!("/proc/{pid}/ns/pid").into(),
+                    ))
+                }
+            }
+        }
+    }
+}
+
+/// The container's log file: `log_path` below the pod's log directory.
+fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<Option<std::path::PathBuf>, Failure> {
+    if pod.log_directory.is_empty() || spec.log_path.is_empty() {
+        return Ok(None);
+    }
+    let relative = Path::new(&spec.log_path);
+    let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    if !relative.components().all(plain) {
+        return Err(Failure::invalid(
+            "log_path",
+            &spec.log_path,
+            "must stay in the log directory",
+        ));
+    }
+    Ok(Some(Path::new(&pod.log_directory).join(relative)))
+}
+
+/// Writes a container's record off the reactor.
+pub(super) async fn put_record(
+    shared: &Arc<Shared>,
+    record: ContainerRecord,
+) -> Result<(), Failure> {
+    let records = Arc::clone(&shared.ports.records);
+    spawn::blocking("write a container's record", move || {
+        records.put_container(&record)
+    })
+    .await
+}
+
+/// Deletes a container's record off the reactor.
+pub(super) async fn delete_record(
+    shared: &Arc<Shared>,
+    pod: &PodId,
+    id: &ContainerId,
+) -> Result<(), Failure> {
+    let records = Arc::clone(&shared.ports.records);
+    let (pod, id) = (pod.clone(), id.clone());
+    spawn::blocking("delete a record", move || {
+        records.delete_container(&pod, &id)
+    })
+    .await
+}

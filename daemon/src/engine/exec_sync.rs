@@ -1,0 +1,255 @@
+//! ExecSync: one command in a running container, its output and exit code, within a time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axil_proto::ids::{ContainerId, ExecId};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+
+use super::views::ContainerView;
+use super::{Engine, pods, spawn};
+use crate::domain::container::phase::ContainerPhase;
+use crate::domain::failure::{Class, Failure};
+use crate::ports::{ExecPlan, Shim};
+
+/// Most bytes kept of each stream; the command goes on and the rest is discarded (as the field does).
+pub const MAX_OUTPUT: usize = 16 << 20;
+
+/// What an ExecSync gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Standard output, at most [`MAX_OUTPUT`].
+    pub stdout: Vec<u8>,
+    /// Standard error, at most [`MAX_OUTPUT`].
+    pub stderr: Vec<u8>,
+    /// Exit code, or 128 plus the signal's number.
+    pub exit_code: i32,
+}
+
+impl Engine {
+    /// A running container and its pod's shim.
+    pub(super) fn running(&self, id: &str) -> Result<(ContainerView, Arc<dyn Shim>), Failure> {
+        let (pod, container) = self.need_container(id)?;
+        let views = &self.shared.views;
+        let view = views
+            .container(&container)
+            .ok_or_else(|| pods::unknown_container(id))?;
+        if !matches!(view.record.phase, ContainerPhase::Running { .. }) {
+            let message = format!(
+                "container {id:?} is {}, not running",
+                view.record.phase.name()
+            );
+            return Err(Failure::precondition(message));
+        }
+        let shim = views.pod(&pod).and_then(|pod| pod.shim);
+        let shim = shim.ok_or_else(|| {
+            Failure::new(
+                Class::Unavailable,
+                format!("the shim of container {id:?} is not there"),
+            )
+        })?;
+        Ok((view, shim))
+    }
+
+    /// Runs a command; a zero `timeout` waits without a bound. The work goes on when the caller leaves.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded` after the command and everything it started are killed, `NotFound`,
+    /// `FailedPrecondition` when the container does not run, `InvalidArgument` for an empty command.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, Failure> {
+        if command.is_empty() {
+            return Err(Failure::invalid("cmd", &command, "is empty"));
+        }
+        let (view, shim) = self.running(id)?;
+        let shared = Arc::clone(&self.shared);
+        let work = async move {
+            let bundle = shared.ports.files.bundle(&view.pod, &view.id);
+            let process = exec_process(&bundle, &command, false).await?;
+            let exec: ExecId = format!("e{}", &pods::random_id()?[..24])
+                .parse()
+                .map_err(|error| Failure::internal("exec id", &error))?;
+            let run = Run {
+                shim: shim.as_ref(),
+                container: &view.id,
+                exec,
+                directory: bundle,
+                drain: shared.bounds.exec_drain,
+                kill: shared.bounds.kill,
+            };
+            run.all(process, timeout).await
+        };
+        match spawn::spawn("ExecSync", work).await {
+            Ok(result) => result,
+            Err(error) => Err(Failure::internal("ExecSync", &error)),
+        }
+    }
+}
+
+/// The OCI process of an exec: the container's own with another command.
+///
+/// # Errors
+/// The container's document cannot be read.
+pub(super) async fn exec_process(
+    bundle: &Path,
+    command: &[String],
+    terminal: bool,
+) -> Result<Vec<u8>, Failure> {
+    let path = bundle.join("config.json");
+    let text = tokio::fs::read(&path)
+        .await
+        .map_err(|error| Failure::io(format!("read {}", path.display()), &error))?;
+    let mut document: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::internal(format!("parse {}", path.display()), &error))?;
+    let mut process = document["process"].take();
+    process["args"] = serde_json::Value::from(command);
+    process["terminal"] = terminal.into();
+    serde_json::to_vec(&process).map_err(|error| Failure::internal("encode a process", &error))
+}
+
+/// One exec with its FIFOs.
+struct Run<'a> {
+    shim: &'a dyn Shim,
+    container: &'a ContainerId,
+    exec: ExecId,
+    directory: PathBuf,
+    drain: Duration,
+    kill: Duration,
+}
+
+impl Run<'_> {
+    async fn all(&self, process: Vec<u8>, timeout: Duration) -> Result<ExecOutput, Failure> {
+        let stdout = self.directory.join(format!("{}.out", self.exec));
+        let stderr = self.directory.join(format!("{}.err", self.exec));
+        let result = self.with_fifos(&stdout, &stderr, process, timeout).await;
+        for fifo in [&stdout, &stderr] {
+            remove_fifo(fifo);
+        }
+        result
+    }
+
+    async fn with_fifos(
+        &self,
+        stdout: &Path,
+        stderr: &Path,
+        process: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, Failure> {
+        let out = Capture::open(stdout)?;
+        let err = Capture::open(stderr)?;
+        let plan = ExecPlan {
+            container: self.container.clone(),
+            exec: self.exec.clone(),
+            process,
+            stdout: stdout.to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        self.shim.exec(&plan).await?;
+        let result = self.run(out, err, timeout).await;
+        // Ignored: the shim deletes an ended exec with its task at the latest.
+        let _gone = self.shim.delete(self.container, Some(&self.exec)).await;
+        result
+    }
+
+    async fn run(
+        &self,
+        out: Capture,
+        err: Capture,
+        timeout: Duration,
+    ) -> Result<ExecOutput, Failure> {
+        let (exec, container) = (Some(&self.exec), self.container);
+        let whole = async {
+            self.shim.start(container, exec).await?;
+            let (out, err) = (out.spawn(), err.spawn());
+            let exit = self.shim.wait(container, exec).await?;
+            // A process left in the background may hold the streams: do not wait for it for long.
+            let deadline = tokio::time::Instant::now() + self.drain;
+            let (stdout, stderr) = (out.finish(deadline).await, err.finish(deadline).await);
+            Ok(ExecOutput {
+                stdout,
+                stderr,
+                exit_code: exit.status,
+            })
+        };
+        if timeout.is_zero() {
+            return whole.await;
+        }
+        if let Ok(result) = tokio::time::timeout(timeout, whole).await {
+            return result;
+        }
+        self.shim.kill(container, exec, 9, true).await?;
+        // Ignored: the caller is told of the timeout either way.
+        let _ended = tokio::time::timeout(self.kill, self.shim.wait(container, exec)).await;
+        let message = format!("command in container {container} timed out after {timeout:?}");
+        Err(Failure::new(Class::DeadlineExceeded, message))
+    }
+}
+
+/// A FIFO that is read into memory up to [`MAX_OUTPUT`].
+struct Capture {
+    reader: pipe::Receiver,
+}
+
+struct Capturing {
+    bytes: Arc<std::sync::Mutex<Vec<u8>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Capture {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        use nix::sys::stat::Mode;
+        nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| {
+            Failure::io(format!("make the FIFO {}", path.display()), &errno.into())
+        })?;
+        let reader = pipe::OpenOptions::new()
+            .open_receiver(path)
+            .map_err(|error| Failure::io(format!("open the FIFO {}", path.display()), &error))?;
+        Ok(Self { reader })
+    }
+
+    fn spawn(mut self) -> Capturing {
+        let bytes = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sink = Arc::clone(&bytes);
+        let task = spawn::spawn("exec output", async move {
+            let mut buffer = vec![0; 32 << 10];
+            loop {
+                match self.reader.read(&mut buffer).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(count) => {
+                        let mut kept = super::lock(&sink);
+                        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(count);
+                        kept.extend_from_slice(&buffer[..room]);
+                    }
+                }
+            }
+        });
+        Capturing { bytes, task }
+    }
+}
+
+impl Capturing {
+    /// What was read until the writers closed, or until `deadline`.
+    async fn finish(mut self, deadline: tokio::time::Instant) -> Vec<u8> {
+        if tokio::time::timeout_at(deadline, &mut self.task)
+            .await
+            .is_err()
+        {
+            self.task.abort();
+        }
+        std::mem::take(&mut super::lock(&self.bytes))
+    }
+}
+
+fn remove_fifo(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), error = %error, "a FIFO stays");
+    }
+}

@@ -1,0 +1,229 @@
+//! Images on this node: look-up, listing, removal, and pulls that join each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use axil_snapshotter::{ChainId, Digest, Roots, Usage};
+use tokio::sync::watch;
+
+use super::{lock, pull_image, spawn};
+use crate::domain::failure::{Class, Failure};
+use crate::domain::image::reference::{ImageKey, Reference, parse_image_key};
+use crate::domain::image::stored::{ImageIndex, StoredImage};
+use crate::metrics::Metrics;
+use crate::ports::images::{ImageRecords, Layers, PullAuth, Registry};
+
+/// Result of a pull as its callers share it.
+type Outcome = Option<Result<Arc<StoredImage>, Failure>>;
+
+/// Images and the pulls in flight.
+#[expect(missing_debug_implementations, reason = "trait objects")]
+pub struct Images {
+    pub(super) records: Arc<dyn ImageRecords>,
+    pub(super) layers: Arc<dyn Layers>,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) index: Mutex<ImageIndex>,
+    pub(super) downloads: usize,
+    pulls: Mutex<BTreeMap<PullKey, watch::Receiver<Outcome>>>,
+}
+
+/// Two pulls are the same when they ask for the same with the same credentials.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct PullKey {
+    reference: String,
+    auth: Option<Digest>,
+}
+
+impl Images {
+    /// No images; `load` reads the recorded ones. `downloads` layers are fetched at once per pull.
+    #[must_use]
+    pub fn new(
+        records: Arc<dyn ImageRecords>,
+        layers: Arc<dyn Layers>,
+        registry: Arc<dyn Registry>,
+        metrics: Arc<Metrics>,
+        downloads: usize,
+    ) -> Self {
+        Self {
+            records,
+            layers,
+            registry,
+            metrics,
+            index: Mutex::default(),
+            downloads,
+            pulls: Mutex::default(),
+        }
+    }
+
+    /// Reads the recorded images and deletes what an interrupted pull or removal left behind.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn load(self: &Arc<Self>) -> Result<(), Failure> {
+        let records = Arc::clone(&self.records);
+        let images = spawn::blocking("load image records", move || records.load()).await?;
+        for image in images {
+            let complete = image.chains.iter().all(|chain| self.layers.has(chain));
+            if complete {
+                lock(&self.index).put(image);
+            } else {
+                // A damaged image is fetched again rather than served in part.
+                tracing::warn!(image.id = %image.id, "an image lost layers; its record is dropped");
+                let (records, id) = (Arc::clone(&self.records), image.id.clone());
+                spawn::blocking("drop an image record", move || records.delete(&id)).await?;
+            }
+        }
+        self.collect().await.map(|_| ())
+    }
+
+    /// Every image.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<StoredImage>> {
+        lock(&self.index).all()
+    }
+
+    /// An image by reference, id, or a prefix of its id.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `text` names no image or several.
+    pub fn find(&self, text: &str) -> Result<Option<Arc<StoredImage>>, Failure> {
+        let key = parse_image_key(text).map_err(|error| Failure::invalid("image", text, error))?;
+        let index = lock(&self.index);
+        let prefix = |hex: &str| {
+            index
+                .by_id_prefix(hex)
+                .map_err(|error| Failure::invalid("image", text, error))
+        };
+        match key {
+            ImageKey::Id(digest) => Ok(index.get(&digest.to_string())),
+            ImageKey::IdPrefix(hex) => prefix(&hex),
+            ImageKey::Reference {
+                reference,
+                id_prefix,
+            } => match (index.by_name(&name_of(&reference)), id_prefix) {
+                (None, Some(hex)) => prefix(&hex),
+                (found, _) => Ok(found),
+            },
+        }
+    }
+
+    /// Pulls an image, or joins the pull that is at it. The pull outlives a vanished caller.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn pull(
+        self: &Arc<Self>,
+        text: &str,
+        auth: Option<PullAuth>,
+    ) -> Result<Arc<StoredImage>, Failure> {
+        let reference =
+            Reference::parse(text).map_err(|error| Failure::invalid("image", text, error))?;
+        let key = PullKey {
+            reference: reference.to_string(),
+            auth: auth
+                .as_ref()
+                .map(|auth| Digest::sha256_of(&auth.fingerprint())),
+        };
+        let mut outcome = self.join_pull(key, reference, auth);
+        let result = outcome.wait_for(Option::is_some).await;
+        match result.as_deref() {
+            Ok(Some(result)) => result.clone(),
+            Ok(None) | Err(_) => Err(Failure::new(
+                Class::Internal,
+                format!("the pull of {text:?} ended unheard"),
+            )),
+        }
+    }
+
+    fn join_pull(
+        self: &Arc<Self>,
+        key: PullKey,
+        reference: Reference,
+        auth: Option<PullAuth>,
+    ) -> watch::Receiver<Outcome> {
+        let mut pulls = lock(&self.pulls);
+        if let Some(outcome) = pulls.get(&key) {
+            return outcome.clone();
+        }
+        let (sender, outcome) = watch::channel(None);
+        pulls.insert(key.clone(), outcome.clone());
+        drop(pulls);
+        let images = Arc::clone(self);
+        spawn::spawn("PullImage", async move {
+            let work = Arc::clone(&images);
+            // A panic in a pull must reach its callers, not leave them waiting.
+            let pull = spawn::spawn("PullImage steps", async move {
+                pull_image::pull_image(&work, &reference, auth.as_ref()).await
+            });
+            let result = pull
+                .await
+                .unwrap_or_else(|error| Err(Failure::internal("PullImage", &error)));
+            lock(&images.pulls).remove(&key);
+            sender.send_replace(Some(result));
+        });
+        outcome
+    }
+
+    /// Removes an image with all its names, and frees its space; success when it is unknown.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a bad name, or its record or layers cannot be deleted.
+    pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), Failure> {
+        let Some(image) = self.find(text)? else {
+            return Ok(());
+        };
+        let (records, id) = (Arc::clone(&self.records), image.id.clone());
+        spawn::blocking("delete an image record", move || records.delete(&id)).await?;
+        lock(&self.index).remove(&image.id);
+        let freed = self.collect().await?;
+        tracing::info!(image.id = %image.id, freed_bytes = freed, "image is removed");
+        Ok(())
+    }
+
+    /// Deletes every blob and layer that no image, pull or container needs; answers the bytes freed.
+    pub(super) async fn collect(&self) -> Result<u64, Failure> {
+        let mut roots = Roots {
+            blobs: BTreeSet::new(),
+            chains: BTreeSet::new(),
+        };
+        for image in self.all() {
+            for blob in [&image.id, &image.manifest] {
+                roots.blobs.insert(parse_digest(blob)?);
+            }
+            for chain in &image.chains {
+                roots.chains.insert(ChainId::from(parse_digest(chain)?));
+            }
+        }
+        self.layers.collect(roots).await
+    }
+
+    /// Bytes and inodes of everything the store holds.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn usage(&self) -> Result<Usage, Failure> {
+        self.layers.usage().await
+    }
+
+    /// The image configuration as it was pulled.
+    ///
+    /// # Errors
+    /// The blob is damaged.
+    pub async fn raw_config(&self, image: &StoredImage) -> Result<Option<Vec<u8>>, Failure> {
+        self.layers.read_blob(&parse_digest(&image.id)?).await
+    }
+}
+
+/// The name an image is stored under: with its digest when it has one, else with its tag.
+pub(super) fn name_of(reference: &Reference) -> String {
+    match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => format!("{}@{digest}", reference.name()),
+        (None, tag) => format!("{}:{}", reference.name(), tag.unwrap_or("latest")),
+    }
+}
+
+pub(super) fn parse_digest(text: &str) -> Result<Digest, Failure> {
+    text.parse()
+        .map_err(|error| Failure::internal("a recorded digest", &error))
+}

@@ -1,0 +1,262 @@
+//! PullImage: resolve, manifest, config, layers, commit, record.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use axil_snapshotter::{ChainId, Digest, Roots, StagedLayer};
+use tokio::task::JoinSet;
+
+use super::images::{Images, name_of};
+use super::steps::Steps;
+use super::{lock, spawn};
+use crate::domain::failure::{Class, Failure};
+use crate::domain::image::config::ImageConfig;
+use crate::domain::image::manifest::{ImageManifest, Platform, Step, Walk};
+use crate::domain::image::reference::Reference;
+use crate::domain::image::stored::{IMAGE_RECORD_VERSION, StoredConfig, StoredImage};
+use crate::ports::images::{LayerJob, PullAuth, RemoteImage};
+
+/// Pulls an image. What a failed pull fetched of a layer is kept for the next one; nothing else is.
+///
+/// # Errors
+/// The step that failed.
+pub async fn pull_image(
+    images: &Arc<Images>,
+    reference: &Reference,
+    auth: Option<&PullAuth>,
+) -> Result<Arc<StoredImage>, Failure> {
+    let mut steps = Steps::begin("PullImage");
+    let _in_flight = images.metrics.pull_begins();
+    let result = sequence(images, reference, auth, &mut steps).await;
+    match result {
+        Ok((image, bytes)) => {
+            images.metrics.pull_ended(true, bytes);
+            tracing::info!(image.r#ref = %reference, image.id = %image.id, bytes, "image is pulled");
+            Ok(image)
+        }
+        Err(failure) => {
+            images.metrics.pull_ended(false, 0);
+            // What was fetched and is not referenced goes; partly fetched layers stay for a retry.
+            if let Err(failure) = images.collect().await {
+                tracing::error!(error = %failure, "after a failed pull");
+            }
+            Err(failure.during(format!("pull {reference}")))
+        }
+    }
+}
+
+async fn sequence(
+    images: &Arc<Images>,
+    reference: &Reference,
+    auth: Option<&PullAuth>,
+    steps: &mut Steps<'_>,
+) -> Result<(Arc<StoredImage>, u64), Failure> {
+    let remote = steps
+        .run("resolve", images.registry.resolve(reference, auth))
+        .await?;
+    let remote: Arc<dyn RemoteImage> = Arc::from(remote);
+    let (manifest, manifest_digest, manifest_bytes) = steps
+        .run("manifest", choose_manifest(remote.as_ref()))
+        .await?;
+    let (config, config_bytes) = steps
+        .run("config", fetch_config(remote.as_ref(), &manifest))
+        .await?;
+
+    let id = manifest.config.digest.clone();
+    let chains = ChainId::of(&config.diff_ids);
+    let roots = Roots {
+        blobs: BTreeSet::from([id.clone(), manifest_digest.clone()]),
+        chains: chains.iter().cloned().collect(),
+    };
+    let lease = images.layers.lease(roots);
+    let claim = images.layers.claim(&chains).await;
+
+    let jobs = layer_jobs(images, &manifest, &config, &chains);
+    let (staged, bytes) = steps
+        .run("layers", fetch_layers(images, &remote, jobs))
+        .await?;
+    let commit = async {
+        images.layers.commit(staged).await?;
+        images
+            .layers
+            .put_blob(&manifest_digest, manifest_bytes)
+            .await?;
+        images.layers.put_blob(&id, config_bytes).await
+    };
+    steps.run("commit", commit).await?;
+    drop(claim);
+
+    let record = async {
+        let image = StoredImage {
+            version: IMAGE_RECORD_VERSION,
+            id: id.to_string(),
+            manifest: manifest_digest.to_string(),
+            repo_tags: BTreeSet::new(),
+            repo_digests: BTreeSet::new(),
+            size_bytes: images.layers.size_of(&chains),
+            chain: chains.last().map(ToString::to_string),
+            chains: chains.iter().map(ToString::to_string).collect(),
+            config: StoredConfig {
+                user: config.user.clone(),
+                env: config.env.clone(),
+                entrypoint: config.entrypoint.clone(),
+                cmd: config.cmd.clone(),
+                working_dir: config.working_dir.clone(),
+                stop_signal: config.stop_signal.clone(),
+            },
+        };
+        record_image(images, image, reference, remote.digest()).await
+    };
+    let image = steps.run("record", record).await?;
+    drop(lease);
+    Ok((image, bytes))
+}
+
+/// Follows indexes down to this platform's manifest.
+async fn choose_manifest(
+    remote: &dyn RemoteImage,
+) -> Result<(ImageManifest, Digest, Vec<u8>), Failure> {
+    let invalid = |error: &dyn std::error::Error| {
+        Failure::new(Class::InvalidArgument, format!("image document: {error}"))
+    };
+    let mut walk = Walk::new(Platform::host());
+    let mut digest = remote.digest().clone();
+    let mut media_type = remote.media_type().to_owned();
+    let mut bytes = remote.bytes().to_vec();
+    loop {
+        match walk
+            .accept(&digest, &media_type, &bytes)
+            .map_err(|error| invalid(&error))?
+        {
+            Step::Image { digest, manifest } => return Ok((manifest, digest, bytes)),
+            Step::Fetch(descriptor) => {
+                bytes = remote.document(&descriptor).await?;
+                media_type.clone_from(&descriptor.media_type);
+                digest = descriptor.digest;
+            }
+        }
+    }
+}
+
+async fn fetch_config(
+    remote: &dyn RemoteImage,
+    manifest: &ImageManifest,
+) -> Result<(ImageConfig, Vec<u8>), Failure> {
+    let bytes = remote.document(&manifest.config).await?;
+    let config = ImageConfig::parse(&bytes, manifest.layers.len()).map_err(|error| {
+        Failure::new(
+            Class::InvalidArgument,
+            crate::domain::failure::chain(&error),
+        )
+    })?;
+    config.check_platform(&Platform::host()).map_err(|error| {
+        Failure::new(
+            Class::InvalidArgument,
+            crate::domain::failure::chain(&error),
+        )
+    })?;
+    if config.dropped_labels > 0 {
+        tracing::warn!(
+            count = config.dropped_labels,
+            "labels in reserved namespaces are dropped"
+        );
+    }
+    Ok((config, bytes))
+}
+
+/// The layers that are not on disk yet.
+fn layer_jobs(
+    images: &Images,
+    manifest: &ImageManifest,
+    config: &ImageConfig,
+    chains: &[ChainId],
+) -> VecDeque<LayerJob> {
+    let mut parent = None;
+    let mut jobs = VecDeque::new();
+    for ((layer, diff_id), chain) in manifest.layers.iter().zip(&config.diff_ids).zip(chains) {
+        if !images.layers.has(&chain.to_string()) {
+            jobs.push_back(LayerJob {
+                layer: layer.clone(),
+                diff_id: diff_id.clone(),
+                chain: chain.clone(),
+                parent: parent.clone(),
+            });
+        }
+        parent = Some(chain.clone());
+    }
+    jobs
+}
+
+/// Fetches and unpacks layers, several at once; answers them lowest first, with the bytes received.
+async fn fetch_layers(
+    images: &Arc<Images>,
+    remote: &Arc<dyn RemoteImage>,
+    mut jobs: VecDeque<LayerJob>,
+) -> Result<(Vec<StagedLayer>, u64), Failure> {
+    let mut done: Vec<Option<StagedLayer>> = Vec::new();
+    done.resize_with(jobs.len(), || None);
+    let mut running = JoinSet::new();
+    let (mut next, mut bytes, mut failed) = (0usize, 0u64, None);
+    loop {
+        while running.len() < images.downloads.max(1)
+            && failed.is_none()
+            && let Some(job) = jobs.pop_front()
+        {
+            let (layers, remote) = (Arc::clone(&images.layers), Arc::clone(remote));
+            let at = next;
+            next += 1;
+            running.spawn(async move {
+                let what = format!("layer {}", job.layer.digest);
+                let result = layers.unpack(job, remote.as_ref()).await;
+                (at, result.map_err(|failure| failure.during(what)))
+            });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok((at, Ok((staged, received))))) => {
+                done[at] = Some(staged);
+                bytes += received;
+            }
+            // The others go on to their end: what they fetched is kept for the retry.
+            Some(Ok((_, Err(failure)))) => failed = failed.or(Some(failure)),
+            Some(Err(error)) => {
+                failed = failed.or(Some(Failure::internal("unpack a layer", &error)));
+            }
+        }
+    }
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok((done.into_iter().flatten().collect(), bytes)),
+    }
+}
+
+/// Records an image under the names of this pull and those it had.
+async fn record_image(
+    images: &Arc<Images>,
+    mut image: StoredImage,
+    reference: &Reference,
+    top: &Digest,
+) -> Result<Arc<StoredImage>, Failure> {
+    if let Some(known) = lock(&images.index).get(&image.id) {
+        image.repo_tags.clone_from(&known.repo_tags);
+        image.repo_digests.clone_from(&known.repo_digests);
+    }
+    image
+        .repo_digests
+        .insert(format!("{}@{top}", reference.name()));
+    if reference.digest().is_none() {
+        image.repo_tags.insert(name_of(reference));
+    }
+    let records = Arc::clone(&images.records);
+    let written = image.clone();
+    spawn::blocking("write an image record", move || records.put(&written)).await?;
+    let id = image.id.clone();
+    let changed = lock(&images.index).put(image);
+    for other in changed {
+        let records = Arc::clone(&images.records);
+        spawn::blocking("write an image record", move || records.put(&other)).await?;
+    }
+    lock(&images.index)
+        .get(&id)
+        .ok_or_else(|| Failure::new(Class::Internal, format!("image {id} vanished as it came")))
+}

@@ -1,0 +1,98 @@
+//! axild: reads the command line and the configuration, runs the daemon, answers with an exit code.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use axild::config::{self, Config};
+use axild::engine::steps::STEPS;
+use clap::Parser;
+
+/// CRI daemon of axil, a Kubernetes node runtime. Without options it serves with its defaults.
+#[derive(Debug, Parser)]
+#[command(name = "axild", version)]
+struct Arguments {
+    /// Configuration file; without one /etc/axil/config.toml is read if it exists.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of images, layers and records.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Directory of run-time files.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Socket of the CRI.
+    #[arg(long, value_name = "unix:///PATH")]
+    listen: Option<String>,
+    /// Address of the metrics endpoint; empty serves none.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<String>,
+    /// Print the default configuration file and exit.
+    #[arg(long)]
+    print_config: bool,
+    /// Print the steps of every verb, one per line, and exit.
+    #[arg(long)]
+    list_steps: bool,
+}
+
+/// Where the configuration is looked for when none is named.
+const DEFAULT_CONFIG: &str = "/etc/axil/config.toml";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a program that cannot go on"
+)]
+fn complain(error: &anyhow::Error) {
+    eprintln!("axild: {error:#}");
+}
+
+#[expect(clippy::print_stdout, reason = "what the operator asked to see")]
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.print_config {
+        print!("{}", config::default_file());
+        return Ok(());
+    }
+    if arguments.list_steps {
+        for (verb, steps) in STEPS {
+            for step in *steps {
+                println!("{verb}/{step}");
+            }
+        }
+        return Ok(());
+    }
+    let default = PathBuf::from(DEFAULT_CONFIG);
+    let file = arguments
+        .config
+        .or_else(|| default.exists().then_some(default));
+    let mut config = Config::load(file.as_deref())?;
+    let set = |value: &mut PathBuf, given: Option<PathBuf>| {
+        if let Some(given) = given {
+            *value = given;
+        }
+    };
+    set(&mut config.root, arguments.root);
+    set(&mut config.state, arguments.state);
+    if let Some(listen) = arguments.listen {
+        config.listen = listen;
+    }
+    if let Some(listen) = arguments.metrics {
+        config.metrics.listen = listen;
+    }
+    config.check()?;
+    axild::telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(axild::app::serve(config))
+}

@@ -1,0 +1,139 @@
+//! What the image side of the engine needs: a registry, a layer store, records.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use axil_snapshotter::{ChainId, Digest, Lease, Roots, StagedLayer, Usage};
+
+use super::Answer;
+use crate::domain::image::manifest::{Descriptor, LayerDescriptor};
+use crate::domain::image::reference::Reference;
+use crate::domain::image::stored::StoredImage;
+
+/// Durable records of images.
+pub trait ImageRecords: Send + Sync {
+    /// Writes or replaces a record; durable when it returns.
+    fn put(&self, image: &StoredImage) -> Answer<()>;
+    /// Deletes a record; none is success.
+    fn delete(&self, id: &str) -> Answer<()>;
+    /// Everything recorded; damaged records are named in the log and left where they are.
+    fn load(&self) -> Answer<Vec<StoredImage>>;
+}
+
+/// Credentials of one pull, as the CRI gives them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PullAuth {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// Base64 of `user:password`.
+    pub auth: String,
+    /// Registry the credentials are for; empty is the reference's own.
+    pub server_address: String,
+    /// OAuth2 refresh token.
+    pub identity_token: String,
+    /// Bearer token.
+    pub registry_token: String,
+}
+
+impl PullAuth {
+    /// Tells credentials apart without keeping them.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        let fields = [
+            &self.username,
+            &self.password,
+            &self.auth,
+            &self.server_address,
+            &self.identity_token,
+            &self.registry_token,
+        ];
+        let mut bytes = Vec::new();
+        for field in fields {
+            bytes.extend_from_slice(&field.len().to_le_bytes());
+            bytes.extend_from_slice(field.as_bytes());
+        }
+        bytes
+    }
+}
+
+impl fmt::Debug for PullAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullAuth")
+            .field("server_address", &self.server_address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Registries.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// Finds what a reference names; its document is verified.
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        auth: Option<&PullAuth>,
+    ) -> Answer<Box<dyn RemoteImage>>;
+}
+
+/// What a reference named, at the registry that answered.
+#[async_trait]
+pub trait RemoteImage: Send + Sync {
+    /// Digest of the document the reference names: what users pin.
+    fn digest(&self) -> &Digest;
+    /// The document's media type as the registry states it.
+    fn media_type(&self) -> &str;
+    /// The document.
+    fn bytes(&self) -> &[u8];
+    /// Fetches a manifest or a configuration; size and digest are verified.
+    async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>>;
+    /// Streams a blob from `offset`; the size is verified, the digest is the consumer's to check.
+    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Answer<Box<dyn BlobStream>>;
+}
+
+/// The bytes of a blob.
+#[async_trait]
+pub trait BlobStream: Send {
+    /// The next piece, or none at the end.
+    async fn next(&mut self) -> Answer<Option<Vec<u8>>>;
+}
+
+/// One layer to fetch and unpack.
+#[derive(Debug, Clone)]
+pub struct LayerJob {
+    /// Compressed bytes.
+    pub layer: LayerDescriptor,
+    /// Digest of the unpacked tar.
+    pub diff_id: Digest,
+    /// Name of the stack up to this layer.
+    pub chain: ChainId,
+    /// Name of the stack below.
+    pub parent: Option<ChainId>,
+}
+
+/// Blobs and layers on disk.
+#[async_trait]
+pub trait Layers: Send + Sync {
+    /// Whether a stack of layers, named in text form, is on disk.
+    fn has(&self, chain: &str) -> bool;
+    /// Keeps these from being collected until the lease is dropped.
+    fn lease(&self, roots: Roots) -> Lease;
+    /// Waits until nobody else unpacks these stacks; the claim is dropped with the result.
+    async fn claim(&self, chains: &[ChainId]) -> Box<dyn Send + Sync>;
+    /// Fetches and unpacks a layer, going on where an interrupted pull stopped; answers it with the
+    /// compressed bytes received now.
+    async fn unpack(&self, job: LayerJob, remote: &dyn RemoteImage) -> Answer<(StagedLayer, u64)>;
+    /// Makes unpacked layers durable and visible, lowest first.
+    async fn commit(&self, staged: Vec<StagedLayer>) -> Answer<()>;
+    /// Keeps a document; durable when it returns.
+    async fn put_blob(&self, digest: &Digest, bytes: Vec<u8>) -> Answer<()>;
+    /// A document that was kept.
+    async fn read_blob(&self, digest: &Digest) -> Answer<Option<Vec<u8>>>;
+    /// Deletes everything that neither `roots`, nor a lease, nor a container needs; answers the bytes.
+    async fn collect(&self, roots: Roots) -> Answer<u64>;
+    /// Bytes and inodes of the committed stacks, each layer counted once.
+    fn size_of(&self, chains: &[ChainId]) -> u64;
+    /// Bytes and inodes of everything.
+    async fn usage(&self) -> Answer<Usage>;
+}

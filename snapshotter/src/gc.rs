@@ -120,7 +120,8 @@ impl Store {
         let mut failures = Vec::new();
         let layers = {
             let mut index = self.shared.index();
-            let (layers, blobs) = take_unreachable(&mut index, roots);
+            let (mut layers, blobs) = take_unreachable(&mut index, roots);
+            layers.append(&mut index.doomed);
             // Unlinked under the lock: a blob stored again right now must not be lost.
             for (digest, size) in blobs {
                 match self.unlink_blob(&digest) {
@@ -150,9 +151,7 @@ impl Store {
                 }
                 Err(error) => {
                     failures.push(error);
-                    let path = format!("snapshots/{}", layer.id);
-                    let reason = "removal failed; it is finished when the store is opened next";
-                    self.shared.index().report(path, reason);
+                    self.shared.index().doomed.push(layer);
                 }
             }
         }

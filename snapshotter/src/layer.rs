@@ -116,16 +116,24 @@ pub enum LayerError {
         /// Bytes expected.
         size: u64,
     },
-    /// The blob is not what was asked for. When `resumed` is not zero the fault may be in what an
-    /// earlier attempt left, which is deleted now: trying again is worthwhile.
-    #[error("layer blob {expected} has digest {found} ({resumed} bytes were kept from earlier)")]
+    /// The blob is not what was asked for.
+    #[error("layer blob {expected} has digest {found}")]
     BlobDigest {
         /// Digest asked for.
         expected: Digest,
         /// Digest received.
         found: Digest,
+    },
+    /// The content is wrong, but part of it came from an earlier attempt and may have changed
+    /// since. That part is deleted now, so that another attempt decides.
+    #[error("layer blob {blob} is wrong after resuming at byte {resumed}")]
+    Resumed {
+        /// The blob.
+        blob: Digest,
         /// Bytes that came from an earlier attempt.
         resumed: u64,
+        /// What is wrong.
+        source: Box<LayerError>,
     },
     /// The inflated archive is not the one the configuration names.
     #[error("layer with diff id {expected} inflates to {found}")]
@@ -173,7 +181,7 @@ impl LayerError {
         match self {
             Self::Chain { .. }
             | Self::TooLarge { .. }
-            | Self::BlobDigest { resumed: 0, .. }
+            | Self::BlobDigest { .. }
             | Self::DiffId { .. }
             | Self::Inflate { .. } => ErrorClass::InvalidArgument,
             Self::AlreadyExists { .. } => ErrorClass::AlreadyExists,
@@ -181,7 +189,7 @@ impl LayerError {
             Self::Busy { .. }
             | Self::Source { .. }
             | Self::Truncated { .. }
-            | Self::BlobDigest { .. } => ErrorClass::Unavailable,
+            | Self::Resumed { .. } => ErrorClass::Unavailable,
             Self::Apply { source, .. } => source.class(),
             Self::Thread { .. } => ErrorClass::Internal,
             Self::Path(error) => error.class(),
@@ -431,6 +439,7 @@ impl LayerIngest {
         let Self { lease, mut partial } = self;
         let shared = lease.shared.clone();
         let name = partial.name.clone();
+        let resumed = partial.length();
         let (directory, files) = StagingDir::new(&shared)?;
         let keep = files
             .try_clone()
@@ -452,6 +461,14 @@ impl LayerIngest {
             Err(error) => {
                 if !error.keeps_partial() || partial.length() == 0 {
                     ingest::discard(&shared.ingest, &name)?;
+                }
+                if resumed > 0 && error.class() == ErrorClass::InvalidArgument {
+                    let blob = lease.request.blob.clone();
+                    return Err(LayerError::Resumed {
+                        blob,
+                        resumed,
+                        source: Box::new(error),
+                    });
                 }
                 Err(error)
             }

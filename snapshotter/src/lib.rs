@@ -31,5 +31,5 @@ pub use layer::{LayerError, LayerIngest, LayerRequest, StagedLayer};
 pub use mount::{Mount, MountError};
 pub use snapshot::chain::ChainId;
 pub use snapshot::store::SnapshotError;
-pub use store::{DamagedRecord, Lease, OpenError, Store};
+pub use store::{DamagedRecord, DiscardError, Lease, OpenError, Store};
 pub use tree::Usage;

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -76,6 +77,8 @@ pub(crate) struct Index {
     /// Sets kept by a [`Lease`].
     pub(crate) leases: HashMap<u64, Roots>,
     pub(crate) damaged: Vec<DamagedRecord>,
+    /// Layers that garbage collection could not remove completely.
+    pub(crate) doomed: Vec<LayerRecord>,
     next_id: SnapshotId,
     next_lease: u64,
 }
@@ -162,6 +165,33 @@ impl OpenError {
     }
 }
 
+/// Why something damaged could not be deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscardError {
+    /// A container uses its files.
+    #[error("{path} is used by snapshot {key}")]
+    InUse {
+        /// What was to be deleted.
+        path: String,
+        /// The container's key.
+        key: String,
+    },
+    /// A system call failed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
+impl DiscardError {
+    /// Returns the class.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::InUse { .. } => ErrorClass::FailedPrecondition,
+            Self::Path(error) => error.class(),
+        }
+    }
+}
+
 impl Store {
     /// Opens the store below `root`, making it if it is not there. Sweeps what an interrupted
     /// process left unfinished, except compressed layers that a pull can resume.
@@ -172,7 +202,12 @@ impl Store {
     /// error; see [`Store::damaged`].
     pub fn open(root: &Path) -> Result<Self, OpenError> {
         check_path(root)?;
-        std::fs::create_dir_all(root)
+        // Set-user-id programs of images must be out of reach of local users (CVE-2021-41103). A
+        // directory that is there already keeps its mode; ours below it are always private.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
             .map_err(|source| PathError::new("create", root.display(), source))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = openat(CWD, root, flags, Mode::empty())
@@ -188,9 +223,6 @@ impl Store {
                 expected,
             });
         }
-        // Set-user-id programs of images must be out of reach of local users (CVE-2021-41103).
-        fchmod(&top, Mode::RWXU)
-            .map_err(|error| PathError::new("set mode of", root.display(), error))?;
         let lock = lock(&top, root)?;
         let content = make_dir(&top, "content")?;
         let blobs = make_dir(&content, "blobs")?;
@@ -221,6 +253,57 @@ impl Store {
     #[must_use]
     pub fn damaged(&self) -> Vec<DamagedRecord> {
         self.shared.index().damaged.clone()
+    }
+
+    /// Deletes something [`Store::damaged`] reported, with the files of the snapshot it stands for.
+    /// Returns whether it was reported.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while a container uses the files, otherwise the class of the I/O error.
+    pub fn discard_damaged(&self, record: &DamagedRecord) -> Result<bool, DiscardError> {
+        if !self.shared.index().damaged.contains(record) {
+            return Ok(false);
+        }
+        let name = record.path.rsplit('/').next().unwrap_or_default();
+        let in_meta = record.path.starts_with("snapshots/meta/");
+        let id = name
+            .split('.')
+            .next()
+            .and_then(|id| id.parse::<SnapshotId>().ok());
+        if let Some(id) = id.filter(|_| record.path.starts_with("snapshots/")) {
+            let index = self.shared.index();
+            let user = index
+                .actives
+                .values()
+                .find(|active| active.record.id == id || active.record.lowers.contains(&id));
+            if let Some(active) = user {
+                let (path, key) = (record.path.clone(), active.record.key.clone());
+                return Err(DiscardError::InUse { path, key });
+            }
+            // Nothing new can come to use it: what is damaged is not in the index.
+            drop(index);
+            self.shared.remove_snapshot_dir(id)?;
+        }
+        if in_meta {
+            remove_tree(&self.shared.meta, name.as_bytes())
+                .map_err(|source| PathError::new("remove", &record.path, source))?;
+        } else if let Some(name) = record.path.strip_prefix("snapshots/") {
+            remove_tree(&self.shared.snapshots, name.as_bytes())
+                .map_err(|source| PathError::new("remove", &record.path, source))?;
+        } else if let Some(name) = record.path.strip_prefix("content/blobs/") {
+            let (algorithm, name) = name.split_once('/').unwrap_or((name, ""));
+            let digest = format!("{algorithm}:{name}").parse::<Digest>();
+            if digest.is_ok_and(|digest| self.has_blob(&digest)) {
+                // Fetched again in the meantime.
+                self.shared.index().damaged.retain(|known| known != record);
+                return Ok(true);
+            }
+            open_dir(&self.shared.blobs, algorithm.as_bytes())
+                .and_then(|dir| remove_tree(dir, name.as_bytes()))
+                .map_err(|source| PathError::new("remove", &record.path, source))?;
+        }
+        self.shared.index().damaged.retain(|known| known != record);
+        Ok(true)
     }
 
     /// Keeps blobs and layers from garbage collection until the lease is dropped. They need not
@@ -370,8 +453,10 @@ fn make_dir(parent: &OwnedFd, name: &str) -> Result<OwnedFd, PathError> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(PathError::new("create directory", name, error)),
     }
-    let fd = open_dir(parent, name.as_bytes())
-        .map_err(|source| PathError::new("open directory", name, source))?;
+    // The operator may have mounted a disk here.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = openat(parent, name, flags, Mode::empty())
+        .map_err(|error| PathError::new("open directory", name, error))?;
     fchmod(&fd, Mode::RWXU).map_err(|error| PathError::new("set mode of", name, error))?;
     Ok(fd)
 }

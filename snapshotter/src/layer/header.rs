@@ -34,7 +34,9 @@ pub(crate) fn parse(block: &[u8; BLOCK]) -> Result<Option<Header>, &'static str>
     }
     check_sum(block)?;
     let dialect = match (&block[257..263], &block[263..265]) {
-        (b"ustar\0", _) => Dialect::Ustar,
+        (b"ustar\0", b"00") => Dialect::Ustar,
+        // Some readers take this for ustar, some for V7.
+        (b"ustar\0", _) => return Err("version of the ustar format is not known"),
         (b"ustar ", b" \0") => Dialect::Gnu,
         _ => Dialect::V7,
     };

@@ -164,11 +164,7 @@ fn receive(
     let found = hasher.finish();
     if found != request.blob {
         let expected = request.blob.clone();
-        return Err(Some(LayerError::BlobDigest {
-            expected,
-            found,
-            resumed,
-        }));
+        return Err(Some(LayerError::BlobDigest { expected, found }));
     }
     Ok(next.end()?)
 }

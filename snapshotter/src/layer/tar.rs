@@ -160,6 +160,9 @@ impl<R: BufRead> TarReader<R> {
                 reason,
             };
             match header.kind {
+                b'x' | b'g' | b'L' | b'K' if header.dialect == Dialect::V7 => {
+                    return Err(wrong("a header that extends the next one in an old format"));
+                }
                 b'x' if announced.extended.is_some() => {
                     return Err(wrong("two extended headers for one entry"));
                 }
@@ -312,8 +315,16 @@ impl<R: BufRead> TarReader<R> {
                 limit,
             });
         }
+        let offset = self.offset;
         let bytes = self.small_content(size)?;
-        Ok(header::text(&bytes).to_vec())
+        let name = header::text(&bytes);
+        if bytes[name.len()..].iter().any(|&b| b != 0) {
+            return Err(TarError::Header {
+                offset,
+                reason: "long name contains a NUL",
+            });
+        }
+        Ok(name.to_vec())
     }
 
     fn set_content(&mut self, size: u64) {
@@ -354,8 +365,7 @@ impl<R: BufRead> TarReader<R> {
         let kind = kind_of(header.kind, &path).map_err(wrong)?;
         match kind {
             Kind::File => self.set_content(stored),
-            // Go and GNU agree that a hard link carries no content whatever its size says.
-            Kind::HardLink => self.set_content(0),
+            // Readers disagree whether content of a hard link is there, so it must not be.
             _ if stored == 0 => self.set_content(0),
             _ => return Err(wrong("has content but is not a regular file")),
         }
@@ -502,3 +512,6 @@ fn kind_of(flag: u8, path: &[u8]) -> Result<Kind, &'static str> {
         _ => return Err("type is not supported"),
     })
 }
+
+#[cfg(test)]
+mod tests;

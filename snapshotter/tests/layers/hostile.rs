@@ -182,7 +182,15 @@ fn privileged_cve_2025_62518_rustsec_2026_0068_conflicting_sizes_are_refused() {
             },
             &smuggled,
         ),
-        // Content on something that has none.
+        // Content on something that has none; on hard links readers differ.
+        Archive::new().file("f", b"").entry(
+            &Head {
+                size: smuggled.len() as u64,
+                link: b"f".to_vec(),
+                ..Head::new("l", b'1')
+            },
+            &smuggled,
+        ),
         Archive::new().entry(
             &Head {
                 size: smuggled.len() as u64,

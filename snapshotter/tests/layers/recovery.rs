@@ -81,6 +81,18 @@ fn privileged_damaged_records_are_reported_and_the_rest_works() {
     assert_eq!(error.class(), ErrorClass::FailedPrecondition);
     world.pull(&[base]).unwrap();
     assert!(world.mounted(&top).contains_key("base"));
+    // The operator can have the rest deleted, but not from under the container.
+    for record in world.store.damaged() {
+        let outcome = world.store.discard_damaged(&record);
+        let in_use = record.path == "snapshots/meta/1.json";
+        assert_eq!(outcome.is_err(), in_use, "{record:?}: {outcome:?}");
+    }
+    world.store.remove("c").unwrap();
+    for record in world.store.damaged() {
+        assert!(world.store.discard_damaged(&record).unwrap());
+    }
+    assert!(world.store.damaged().is_empty());
+    assert!(!world.root.join("snapshots/1").exists() && !meta.join("junk").exists());
 }
 
 #[test]

@@ -85,10 +85,7 @@ fn privileged_wrong_bytes_leave_nothing() {
     let mut swapped = good.clone();
     swapped.blob[300_000] ^= 1;
     let error = world.stage(&swapped).map(|_| ()).unwrap_err();
-    assert!(
-        matches!(error, LayerError::BlobDigest { resumed: 0, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LayerError::BlobDigest { .. }), "{error}");
     world.assert_empty();
 
     let mut longer = good.clone();
@@ -119,7 +116,7 @@ fn privileged_wrong_bytes_leave_nothing() {
     assert!(
         matches!(
             error,
-            LayerError::BlobDigest {
+            LayerError::Resumed {
                 resumed: 100_000,
                 ..
             }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axil_snapshotter::Digest;
 use http::StatusCode;
 
-use super::credentials::CredentialsError;
 use super::hosts::HostsError;
 use super::origin::UrlProblem;
 use crate::domain::failure::Class;
@@ -55,12 +54,6 @@ pub enum Problem {
     Hosts {
         /// The file and what is wrong.
         source: HostsError,
-    },
-    /// The credentials of the request cannot be used.
-    #[error("the credentials cannot be used")]
-    Credentials {
-        /// The field that is wrong; never its value.
-        source: CredentialsError,
     },
     /// No configured host may be asked.
     #[error("no configured host has the capability \"{capability}\"")]
@@ -208,7 +201,7 @@ impl Problem {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Credentials { .. } | Self::Offset { .. } => Class::InvalidArgument,
+            Self::Offset { .. } => Class::InvalidArgument,
             Self::Hosts { .. } | Self::NoHost { .. } => Class::FailedPrecondition,
             Self::Connect { .. }
             | Self::Tls { .. }
@@ -239,7 +232,6 @@ impl Problem {
             | Self::Timeout { .. } => true,
             Self::Status { status, .. } => is_busy(*status),
             Self::Hosts { .. }
-            | Self::Credentials { .. }
             | Self::NoHost { .. }
             | Self::Tls { .. }
             | Self::NotFound { .. }

@@ -561,8 +561,10 @@ fn write_content<R: BufRead>(
     for segment in sparse.unwrap_or(&whole) {
         let mut offset = segment.offset;
         let mut left = segment.length;
-        file.seek(SeekFrom::Start(offset))
-            .map_err(at("seek in", path))?;
+        if sparse.is_some() {
+            file.seek(SeekFrom::Start(offset))
+                .map_err(at("seek in", path))?;
+        }
         while left > 0 {
             let piece = archive.content()?;
             let amount = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));

@@ -9,15 +9,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::log;
-use crate::sys::descriptor;
 use crate::task::table::lock;
 
 /// How a process ended.
@@ -68,36 +65,28 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// The signals the server reads instead of being interrupted or ended by them.
-///
-/// They are blocked, not ignored: an ignored signal would stay ignored in every container.
-fn signals() -> SigSet {
-    let mut set = SigSet::empty();
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGPIPE,
-    ] {
-        set.add(signal);
-    }
-    set
-}
-
 impl Reaper {
-    /// Becomes sub-reaper, blocks the signals and reaps from now on, within the current runtime.
+    /// Becomes sub-reaper and reaps from now on, within the current event loop.
+    ///
+    /// `SIGTERM`, `SIGINT` and `SIGHUP` no longer end the process. They are caught, neither ignored
+    /// nor blocked: both of these would be inherited by every container.
     ///
     /// # Errors
     /// The kernel refuses one of the steps.
     pub fn start() -> io::Result<Arc<Self>> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        let set = signals();
-        set.thread_block()?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let fd = descriptor::watch(fd, Interest::READABLE)?;
+        SigSet::empty().thread_set_mask()?;
+        for kind in [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::hangup(),
+        ] {
+            // The handler stays when the stream is dropped; nobody has to read it.
+            drop(signal(kind)?);
+        }
+        let children = signal(SignalKind::child())?;
         let reaper = Arc::new(Self::default());
-        tokio::spawn(run(Arc::clone(&reaper), fd));
+        tokio::spawn(run(Arc::clone(&reaper), children));
         Ok(reaper)
     }
 
@@ -181,27 +170,12 @@ fn exit_status(status: WaitStatus) -> Option<u32> {
     u32::try_from(code).ok()
 }
 
-async fn run(reaper: Arc<Reaper>, fd: AsyncFd<SignalFd>) {
+async fn run(reaper: Arc<Reaper>, mut children: Signal) {
     loop {
         reaper.reap();
-        let mut ready = match fd.readable().await {
-            Ok(ready) => ready,
-            Err(error) => return log::error(format_args!("wait for signals: {error}")),
-        };
-        loop {
-            match ready.try_io(|fd| fd.get_ref().read_signal().map_err(io::Error::from)) {
-                Ok(Ok(Some(info))) if info.ssi_signo != 17 => {
-                    log::debug(format_args!("signal {} is not acted on", info.ssi_signo));
-                }
-                Ok(Ok(Some(_))) => {}
-                // `read_signal` answers `None` when there is nothing to read.
-                Ok(Ok(None)) => {
-                    ready.clear_ready();
-                    break;
-                }
-                Ok(Err(error)) => return log::error(format_args!("read signals: {error}")),
-                Err(_) => break,
-            }
+        // Order: a child that ends while others are reaped leaves another notice.
+        if children.recv().await.is_none() {
+            return log::error(format_args!("no more notices of ended children"));
         }
     }
 }

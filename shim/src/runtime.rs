@@ -125,9 +125,9 @@ fn classify(message: &str) -> Code {
         Code::NOT_FOUND
     } else if has("container") && has("already exists") {
         Code::ALREADY_EXISTS
-    } else if has("executable file not found")
+    } else if has("executable file")
         || has("exec format error")
-        || (has("exec") && (has("no such file or directory") || has("permission denied")))
+        || ((has("exec: \"") || has("exec /")) && (has("no such file") || has("permission denied")))
     {
         Code::INVALID_ARGUMENT
     } else if has("not running") || has("stopped container") || has("paused") {
@@ -501,8 +501,12 @@ mod tests {
             Code::INVALID_ARGUMENT,
         );
         check(
-            "exec failed: stat /nope: no such file or directory",
+            "exec: \"/nope\": stat /nope: no such file or directory",
             Code::INVALID_ARGUMENT,
+        );
+        check(
+            "error closing exec fds: open /proc/self/fd: no such file or directory",
+            Code::UNKNOWN,
         );
         check(
             "cannot exec in a paused container",

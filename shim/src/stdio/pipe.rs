@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +15,10 @@ pub const CHUNK: usize = 16 * 1024;
 
 /// How long draining waits for a reader that takes nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long draining goes on while something moves: a process that was left behind may write without
+/// end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Waiting commands of one pump: an exit, a deletion and some to spare; senders wait beyond that.
 const COMMANDS: usize = 4;
@@ -125,8 +129,12 @@ impl Pump {
 
     /// Copies until the source is empty. Answers whether it has ended.
     async fn drain(&mut self) -> bool {
+        let deadline = Instant::now() + DRAIN_LIMIT;
         loop {
             let step = if self.filled.is_empty() {
+                if Instant::now() > deadline {
+                    return false;
+                }
                 self.fill()
             } else {
                 match tokio::time::timeout(STALL_TIMEOUT, self.flush()).await {

@@ -178,6 +178,7 @@ impl Pod {
             log::warn(format_args!("undo create of {:?}: {error}", task.id));
         }
         task.init.release();
+        task.init.give_up();
         if task.rootfs_mounted
             && let Err(error) = mount::unmount_all(&task.bundle.join("rootfs"))
         {

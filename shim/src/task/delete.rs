@@ -101,6 +101,7 @@ impl Pod {
 
     async fn delete_exec(&self, task: &Task, process: &Process) -> Result<Deleted, VerbError> {
         process.apply(Event::DeleteBegun)?;
+        process.give_up();
         process.io().finish().await;
         process.release();
         if let Some(cgroup) = process.cgroup() {

@@ -22,6 +22,15 @@ struct Live {
     cgroup: Option<ExecCgroup>,
 }
 
+/// What became of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Pending,
+    Ended(Exit),
+    /// It was given up before it ran.
+    Never,
+}
+
 /// A process.
 #[derive(Debug)]
 pub struct Process {
@@ -32,7 +41,7 @@ pub struct Process {
     /// The OCI process document of an exec; empty for an init.
     pub document: Vec<u8>,
     phase: watch::Sender<Phase>,
-    exit: watch::Sender<Option<Exit>>,
+    outcome: watch::Sender<Outcome>,
     live: Mutex<Live>,
 }
 
@@ -45,7 +54,7 @@ impl Process {
             io_spec,
             document,
             phase: watch::channel(phase).0,
-            exit: watch::channel(None).0,
+            outcome: watch::channel(Outcome::Pending).0,
             live: Mutex::default(),
         }
     }
@@ -125,7 +134,7 @@ impl Process {
     /// Records the exit and tells everyone who waits. Order: what an exit promises (the log, the
     /// exit record) is done before.
     pub fn exited(&self, exit: Exit) {
-        self.exit.send_replace(Some(exit));
+        self.outcome.send_replace(Outcome::Ended(exit));
         // Every phase a live process can be in takes this event.
         if let Err(error) = self.apply(Event::Exited) {
             crate::log::error(format_args!("{error}"));
@@ -136,7 +145,10 @@ impl Process {
     /// How it ended, if it did.
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
-        *self.exit.borrow()
+        match *self.outcome.borrow() {
+            Outcome::Ended(exit) => Some(exit),
+            Outcome::Pending | Outcome::Never => None,
+        }
     }
 
     /// Waits until it has ended.
@@ -144,9 +156,26 @@ impl Process {
     /// # Errors
     /// The process was deleted without ever running.
     pub async fn wait(&self) -> Result<Exit, VerbError> {
-        let mut exit = self.exit.subscribe();
-        let ended = exit.wait_for(Option::is_some).await;
-        ended.ok().and_then(|e| *e).ok_or(VerbError::Lost)
+        let mut outcome = self.outcome.subscribe();
+        let settled = outcome.wait_for(|outcome| *outcome != Outcome::Pending);
+        match settled.await.as_deref() {
+            Ok(Outcome::Ended(exit)) => Ok(*exit),
+            _ => Err(VerbError::Precondition {
+                id: self.id.clone(),
+                reason: "the process was deleted before it ran",
+            }),
+        }
+    }
+
+    /// Tells everyone who waits that the process will not run. Changes nothing once it has ended.
+    pub fn give_up(&self) {
+        self.outcome.send_if_modified(|outcome| {
+            let pending = *outcome == Outcome::Pending;
+            if pending {
+                *outcome = Outcome::Never;
+            }
+            pending
+        });
     }
 
     /// Sends a signal to the process alone.

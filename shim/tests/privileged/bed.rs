@@ -24,7 +24,6 @@ use prost::Message as _;
 use prost_types::Any;
 use serde_json::{Value, json};
 
-pub(crate) const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-axil-v1");
 pub(crate) const NAMESPACE: &str = "shimtest";
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
@@ -66,6 +65,12 @@ fn runtime() -> Option<PathBuf> {
         .map(PathBuf::from)
         .into_iter()
         .find(|path| path.exists())
+}
+
+/// The shim that is tested: `AXIL_TEST_SHIM`, such as a release build, else the one just built.
+pub(crate) fn shim() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_containerd-shim-axil-v1").into();
+    PathBuf::from(std::env::var_os("AXIL_TEST_SHIM").unwrap_or_else(built))
 }
 
 fn busybox() -> Option<PathBuf> {
@@ -118,7 +123,7 @@ impl Bed {
     }
 
     pub(crate) fn run_shim(&self, bundle: &Path, id: &str, action: &str, stdin: &[u8]) -> Output {
-        let mut child = Command::new(SHIM)
+        let mut child = Command::new(shim())
             .args([
                 "-namespace",
                 NAMESPACE,
@@ -224,7 +229,7 @@ impl Drop for Bed {
 
 /// Whether the pid still is a shim: it may have ended and the number been reused.
 pub(crate) fn is_shim(pid: &str) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(SHIM))
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == shim())
 }
 
 /// A running shim and connections to it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use axil_proto::shim::task::PidsRequest;
+use axil_proto::shim::task::{PidsRequest, WaitRequest};
 use ttrpc::Code;
 
 use crate::bed::{LIMIT, code, eventually, make_fifo, privileged, read_fifo};
@@ -34,6 +34,18 @@ fn privileged_exec_answers_output_and_exit() {
         assert_eq!(code(c.delete("e1").await).0, Code::NOT_FOUND);
         // The id is free again, and the secret document is gone.
         c.add_exec("e1", "true", Path::new("")).await.unwrap();
+        // Who waits for an exec that is deleted before it ran is told so.
+        let waiter = pod.another().await;
+        let waiting = tokio::spawn(async move {
+            let request = WaitRequest {
+                id: "c1".into(),
+                exec_id: "e1".into(),
+            };
+            waiter.wait(&request, LIMIT).await
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        c.delete("e1").await.unwrap();
+        assert_eq!(code(waiting.await.unwrap()).0, Code::FAILED_PRECONDITION);
         let files = fs::read_dir(&c.bundle).unwrap().flatten();
         let left: Vec<_> = files
             .map(|f| f.file_name())
@@ -185,26 +197,38 @@ fn privileged_two_hundred_execs_leave_nothing() {
         c.run().await;
         let shim = pod.pid();
         let descriptors = || fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
-        let exec = |number: usize| {
-            let c = &c;
-            async move {
-                let id = format!("e{number}");
-                c.add_exec(&id, "true", Path::new("")).await.unwrap();
-                c.start(&id).await.unwrap();
-                assert_eq!(c.wait(&id).await, 0);
-                c.delete(&id).await.unwrap();
-            }
+        let exec = async |number: usize| {
+            let id = format!("e{number}");
+            let mut marks = vec![Instant::now()];
+            c.add_exec(&id, "true", Path::new("")).await.unwrap();
+            marks.push(Instant::now());
+            c.start(&id).await.unwrap();
+            marks.push(Instant::now());
+            assert_eq!(c.wait(&id).await, 0);
+            marks.push(Instant::now());
+            c.delete(&id).await.unwrap();
+            marks.push(Instant::now());
+            marks
         };
         exec(0).await;
         let before = descriptors();
-        let mut times = Vec::new();
+        let mut runs = Vec::new();
         for number in 1..=200 {
-            let begun = Instant::now();
-            exec(number).await;
-            times.push(begun.elapsed());
+            runs.push(exec(number).await);
         }
-        times.sort();
-        println!("exec: median {:?}, p99 {:?}", times[100], times[197]);
+        let median = |from: usize, to: usize| {
+            let mut times: Vec<Duration> = runs.iter().map(|m| m[to] - m[from]).collect();
+            times.sort();
+            times[100]
+        };
+        println!(
+            "exec: median {:?} (add {:?}, start {:?}, wait {:?}, delete {:?})",
+            median(0, 4),
+            median(0, 1),
+            median(1, 2),
+            median(2, 3),
+            median(3, 4)
+        );
         eventually("descriptors are back", || descriptors() == before).await;
         let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
         assert_eq!(
@@ -228,4 +252,29 @@ fn memory(pid: u32) -> String {
         })
         .map(|l| format!("{l}\n"))
         .collect()
+}
+
+#[test]
+fn privileged_flood_left_behind_is_cut_off() {
+    privileged(|bed| async move {
+        let pod = bed.pod().await;
+        let c = pod.container("c1", "sleep 1000");
+        c.run().await;
+        let out = bed.path("out");
+        make_fifo(&out);
+        let reader = read_fifo(&out);
+        let script = "busybox yes & exit 0";
+        c.add_exec("e1", script, &out).await.unwrap();
+        c.start("e1").await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(c.wait("e1").await, 0);
+        c.delete("e1").await.unwrap();
+        assert!(!reader.join().unwrap().is_empty());
+        assert!(
+            begun.elapsed() < Duration::from_secs(25),
+            "{:?}",
+            begun.elapsed()
+        );
+        c.remove().await;
+    });
 }

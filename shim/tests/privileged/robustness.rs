@@ -13,7 +13,7 @@ use axil_proto::shim::task::{DeleteResponse, StateRequest, WaitRequest};
 use prost::Message as _;
 use serde_json::json;
 
-use crate::bed::{LIMIT, NAMESPACE, SHIM, eventually, is_shim, privileged};
+use crate::bed::{LIMIT, NAMESPACE, eventually, is_shim, privileged, shim};
 
 #[test]
 fn privileged_memory_kill_is_told() {
@@ -137,7 +137,7 @@ fn privileged_start_refuses_bad_requests() {
         assert!(!bundle.join("shim.pid").exists());
 
         // The request is cut off, not swallowed (containerd 45b7de28).
-        let mut child = Command::new(SHIM)
+        let mut child = Command::new(shim())
             .args(["-namespace", NAMESPACE, "-id", "pod", "start"])
             .current_dir(&bundle)
             .stdin(fs::File::open("/dev/zero").unwrap())

@@ -42,6 +42,9 @@ const MAX_STREAMS: u32 = 256;
 /// How long calls may take to end after a signal; pods live on either way.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How often the built-in network's rules are looked at.
+const NETWORK_CHECK: Duration = Duration::from_secs(5);
+
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -67,6 +70,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
             metrics::serve(listener, Arc::clone(&metrics), Arc::clone(&shared)),
         );
     }
+
+    spawn("network watch", watch_network(engine.clone()));
 
     let socket = config.socket().context("listen: not a unix:// path")?;
     let listener = listen(&socket)?;
@@ -117,6 +122,16 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("calls still at work are cut");
     }
     Ok(())
+}
+
+/// Makes the built-in network's rules again when somebody flushed them (CVE-2025-54388's class).
+async fn watch_network(engine: Engine) {
+    loop {
+        tokio::time::sleep(NETWORK_CHECK).await;
+        if let Err(failure) = engine.network().restore().await {
+            tracing::error!(error = %failure, "the pod network could not be restored");
+        }
+    }
 }
 
 /// Takes the state directory for this process alone, for as long as the answer lives.
@@ -194,6 +209,7 @@ fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> 
         state_dir: config.root.join("network"),
         plugin_timeout: config.cni.plugin_timeout,
         builtin: axil_cni::BuiltinOptions {
+            enabled: config.network.enabled,
             bridge: config.network.bridge.clone(),
             subnets,
             mtu: Some(config.network.mtu).filter(|&mtu| mtu > 0),

@@ -107,6 +107,11 @@ pub const KEYS: &[Key] = &[
         "A plugin that runs longer is killed.",
     ),
     key(
+        "network.enabled",
+        "true",
+        "Serve pods by the built-in network while there is no conflist.",
+    ),
+    key(
         "network.bridge",
         "\"axil0\"",
         "Bridge of the built-in network, at most 15 characters.",
@@ -258,6 +263,8 @@ pub struct CniConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
+    /// Whether it serves without a conflist.
+    pub enabled: bool,
     /// Bridge.
     pub bridge: String,
     /// Subnets.

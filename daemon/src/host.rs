@@ -81,7 +81,7 @@ pub fn facts() -> HostFacts {
     // Ignored: a device that vanishes while it is looked at is not there.
     let _partial = collect_devices(Path::new("/dev"), "/dev", "rwm", 0, &mut all_devices);
     HostFacts {
-        arch: Arch::default(),
+        arch: Arch::native(),
         hostname: read_small("/proc/sys/kernel/hostname")
             .unwrap_or_default()
             .trim()

@@ -83,7 +83,9 @@ pub trait Network: Send + Sync {
     async fn ready(&self) -> Result<(), (String, String)>;
     /// Which network serves, for people.
     fn describe(&self) -> serde_json::Value;
-    /// Gives back what no pod of `keep` holds, and restores rules that somebody flushed.
+    /// Makes rules and links again that somebody removed under running pods.
+    async fn restore(&self) -> Answer<()>;
+    /// Gives back what no pod of `keep` holds.
     async fn reconcile(&self, keep: &[PodId]) -> Answer<()>;
 }
 

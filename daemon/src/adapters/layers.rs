@@ -9,6 +9,7 @@ use axil_snapshotter::{
     ChainId, Compression, Digest, ErrorClass, LayerRequest, Lease, Limits, Roots, StagedLayer,
     Store, Usage,
 };
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::domain::failure::{Class, Failure, chain};
@@ -220,32 +221,29 @@ impl Layers for LayerStore {
 
 /// The pieces of a download as a blocking reader.
 struct Source {
-    pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
-    piece: Vec<u8>,
-    at: usize,
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    piece: Bytes,
 }
 
 impl Source {
-    fn new(pieces: mpsc::Receiver<io::Result<Vec<u8>>>) -> Self {
+    fn new(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
         Self {
             pieces,
-            piece: Vec::new(),
-            at: 0,
+            piece: Bytes::new(),
         }
     }
 }
 
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.piece.len() {
+        while self.piece.is_empty() {
             match self.pieces.blocking_recv() {
                 None => return Ok(0),
-                Some(piece) => (self.piece, self.at) = (piece?, 0),
+                Some(piece) => self.piece = piece?,
             }
         }
-        let count = buffer.len().min(self.piece.len() - self.at);
-        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
-        self.at += count;
+        let count = buffer.len().min(self.piece.len());
+        buffer[..count].copy_from_slice(&self.piece.split_to(count));
         Ok(count)
     }
 }

@@ -110,6 +110,18 @@ impl Network for CniNetwork {
         serde_json::to_value(self.network.describe()).unwrap_or_default()
     }
 
+    async fn restore(&self) -> Answer<()> {
+        let repaired = self
+            .network
+            .restore()
+            .await
+            .map_err(|error| failure(&error))?;
+        if repaired {
+            tracing::warn!("rules or links of the built-in network were gone and are made again");
+        }
+        Ok(())
+    }
+
     async fn reconcile(&self, keep: &[PodId]) -> Answer<()> {
         let keep: BTreeSet<String> = keep.iter().map(ToString::to_string).collect();
         let collected = self.network.collect_garbage(&keep).await;

@@ -82,7 +82,12 @@ impl PodFiles for RunFiles {
     async fn write_sandbox_bundle(&self, pod: &PodId, document: Vec<u8>) -> Answer<()> {
         let bundle = self.dir(pod).join("sandbox");
         blocking("write the sandbox bundle", move || {
-            make_private_dir(&bundle.join("rootfs"))?;
+            let rootfs = bundle.join("rootfs");
+            make_private_dir(&rootfs)?;
+            // The sandbox process is nobody: it must reach its own binary through this root.
+            fs::set_permissions(&rootfs, fs::Permissions::from_mode(0o755)).map_err(|error| {
+                Failure::io(format!("set the mode of {}", rootfs.display()), &error)
+            })?;
             write_plain(&bundle.join("config.json"), &document, 0o600)
         })
         .await
@@ -199,7 +204,7 @@ fn unmount(path: &Path) -> Answer<()> {
 /// Removes a directory tree of ours; none is success. Never leaves the file system it is on, so that a
 /// mount that could not be undone is never emptied.
 fn remove_tree(dir: &Path) -> Answer<()> {
-    for entry in mounts_below(dir)? {
+    if let Some(entry) = mounts_below(dir)? {
         let message = format!("{} is still mounted", entry.display());
         return Err(Failure::new(Class::Internal, message));
     }

@@ -37,7 +37,7 @@ mod tls;
 mod transport;
 
 pub use blob::BlobStream;
-pub use credentials::{Credentials, CredentialsError, PullAuth};
+pub use credentials::{Credentials, CredentialsError};
 pub use error::{Cause, Problem, RegistryError};
 pub use hosts::HostsError;
 pub use image::{FetchImageError, FetchedDocument, FetchedImage};

@@ -2,8 +2,9 @@
 
 use async_trait::async_trait;
 use axil_snapshotter::Digest;
+use bytes::Bytes;
 
-use super::registry::{self, Credentials, RegistryError, RegistryOptions, Resolved};
+use super::registry::{self, Credentials, ProxyOptions, RegistryError, RegistryOptions, Resolved};
 use crate::config::ImageConfig;
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::manifest::Descriptor;
@@ -21,9 +22,19 @@ impl Registries {
     /// A client; nothing is read and nobody asked until the first pull.
     #[must_use]
     pub fn open(config: &ImageConfig) -> Self {
+        // The variables every program of the field honours; lower case goes first, as in curl.
+        let variable = |lower: &str, upper: &str| {
+            std::env::var(lower)
+                .or_else(|_| std::env::var(upper))
+                .unwrap_or_default()
+        };
         let options = RegistryOptions {
             hosts_dirs: config.hosts_dirs.clone(),
             progress_timeout: config.progress_timeout,
+            proxy: ProxyOptions {
+                https: variable("https_proxy", "HTTPS_PROXY"),
+                no_proxy: variable("no_proxy", "NO_PROXY"),
+            },
             ..RegistryOptions::default()
         };
         Self {
@@ -36,18 +47,6 @@ fn failure(error: &RegistryError) -> Failure {
     Failure::new(error.class(), chain(error))
 }
 
-/// Credentials in the client's terms.
-fn given(auth: &PullAuth) -> registry::PullAuth {
-    registry::PullAuth {
-        username: auth.username.clone(),
-        password: auth.password.clone(),
-        auth: auth.auth.clone(),
-        server_address: auth.server_address.clone(),
-        identity_token: auth.identity_token.clone(),
-        registry_token: auth.registry_token.clone(),
-    }
-}
-
 #[async_trait]
 impl Registry for Registries {
     async fn resolve(
@@ -57,7 +56,7 @@ impl Registry for Registries {
     ) -> Answer<Box<dyn RemoteImage>> {
         let credentials = match auth {
             None => None,
-            Some(auth) => Credentials::from_pull_auth(&given(auth))
+            Some(auth) => Credentials::from_pull_auth(auth)
                 .map_err(|error| Failure::new(Class::InvalidArgument, chain(&error)))?,
         };
         let resolved = self.client.resolve(reference, credentials.as_ref()).await;
@@ -110,8 +109,7 @@ struct Download(registry::BlobStream);
 
 #[async_trait]
 impl BlobStream for Download {
-    async fn next(&mut self) -> Answer<Option<Vec<u8>>> {
-        let piece = self.0.next().await.map_err(|error| failure(&error))?;
-        Ok(piece.map(Vec::from))
+    async fn next(&mut self) -> Answer<Option<Bytes>> {
+        self.0.next().await.map_err(|error| failure(&error))
     }
 }

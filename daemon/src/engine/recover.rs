@@ -53,8 +53,11 @@ impl Engine {
                 tracing::error!(error = %error, "recovering a pod failed");
             }
         }
-        if let Err(failure) = self.shared.ports.network.reconcile(&keep).await {
-            tracing::error!(error = %failure, "the pod network was not reconciled");
+        let network = &self.shared.ports.network;
+        for result in [network.reconcile(&keep).await, network.restore().await] {
+            if let Err(failure) = result {
+                tracing::error!(error = %failure, "the pod network was not reconciled");
+            }
         }
         Ok(count)
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use axil_snapshotter::{ChainId, Digest, Lease, Roots, StagedLayer, Usage};
+use bytes::Bytes;
 
 use super::Answer;
 use crate::domain::image::manifest::{Descriptor, LayerDescriptor};
@@ -96,7 +97,7 @@ pub trait RemoteImage: Send + Sync {
 #[async_trait]
 pub trait BlobStream: Send {
     /// The next piece, or none at the end.
-    async fn next(&mut self) -> Answer<Option<Vec<u8>>>;
+    async fn next(&mut self) -> Answer<Option<Bytes>>;
 }
 
 /// One layer to fetch and unpack.

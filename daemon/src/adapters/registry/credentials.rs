@@ -8,37 +8,10 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
 use super::redact::Secret;
+use crate::ports::images::PullAuth;
 
 /// Longest accepted credential field, in bytes.
 const MAX_FIELD_BYTES: usize = 64 << 10;
-
-/// The fields of the CRI's AuthConfig as they arrived; empty means absent.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct PullAuth {
-    /// User name.
-    pub username: String,
-    /// Password of the user.
-    pub password: String,
-    /// base64 of `user:password`, read when there is no user name.
-    pub auth: String,
-    /// The registry the credentials are for; empty means the one of the reference.
-    pub server_address: String,
-    /// A refresh token to exchange for access tokens.
-    pub identity_token: String,
-    /// A bearer token to send as it is.
-    pub registry_token: String,
-}
-
-impl fmt::Debug for PullAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PullAuth")
-            .field(
-                "server_address",
-                &super::redact::scrubbed(&self.server_address, &[]),
-            )
-            .finish_non_exhaustive()
-    }
-}
 
 /// Checked credentials. Nothing of them can be printed.
 #[derive(Clone)]

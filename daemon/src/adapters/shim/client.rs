@@ -118,7 +118,8 @@ impl Shim for ShimClient {
             sandbox_id: self.pod.to_string(),
         };
         // Any answer, also a broken connection, means that the sandbox has to be looked at.
-        let _answer = self.sandbox.wait_sandbox(&wait, FOREVER).await;
+        let answer = self.sandbox.wait_sandbox(&wait, FOREVER).await;
+        tracing::debug!(pod.id = %self.pod, answer = ?answer, "the sandbox is gone");
     }
 
     async fn create(&self, plan: &TaskPlan) -> Answer<u32> {

@@ -134,6 +134,10 @@ fn mount(wire: cri::Mount) -> Result<MountSpec, Failure> {
     })
 }
 
+#[expect(
+    deprecated,
+    reason = "old kubelets still send profiles in the old fields; the new ones win"
+)]
 fn security(wire: cri::LinuxContainerSecurityContext) -> Result<ContainerSecurity, Failure> {
     refuse_selinux(wire.selinux_options.as_ref())?;
     let field = "config.linux.security_context";

@@ -22,6 +22,10 @@ const MAX_MAP: usize = 512 << 10;
 ///
 /// # Errors
 /// `InvalidArgument` naming the field and its value; `Unsupported` for what is not built.
+#[expect(
+    deprecated,
+    reason = "old kubelets still send profiles in the old fields; the new ones win"
+)]
 pub fn spec(config: cri::PodSandboxConfig, runtime_handler: String) -> Result<PodSpec, Failure> {
     let metadata = metadata(need("config.metadata", config.metadata)?)?;
     let linux = config.linux.unwrap_or_default();

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::{Credentials, PullAuth, Registry, RegistryError};
+use super::super::{Credentials, Registry, RegistryError};
 use super::fixture::{Image, basic, digest_text, options, read, reference, registry};
 use super::server::{Act, Reply, Seen, Server, head, reply};
 use crate::domain::failure::{Class, chain};
 use crate::domain::image::manifest::Platform;
 use crate::domain::image::media::OCI_MANIFEST;
 use crate::domain::image::reference::Reference;
+use crate::ports::images::PullAuth;
 
 /// base64 of `me:hunter2`.
 const BASIC: &str = "Basic bWU6aHVudGVyMg==";

@@ -5,11 +5,12 @@ use std::time::Duration;
 use axil_snapshotter::Digest;
 use serde_json::json;
 
-use super::super::{Credentials, PullAuth, Registry, RegistryError, RegistryOptions, Source};
+use super::super::{Credentials, Registry, RegistryError, RegistryOptions, Source};
 use super::server::{Reply, Seen, Server, reply};
 use crate::domain::image::manifest::Descriptor;
 use crate::domain::image::media::{OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use crate::domain::image::reference::Reference;
+use crate::ports::images::PullAuth;
 
 /// A platform no machine of the tests has.
 pub(super) const ELSEWHERE: &str = "riscv64";

@@ -188,12 +188,11 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Makes the directory of a new container and locks it for its creator.
+    /// Makes the directory of a new container, below a root that exists, and locks it for its creator.
     ///
     /// # Errors
     /// [`StateError::Exists`] when the id is taken.
     pub fn create(root: &Path, id: &ContainerId) -> Result<StateDirectory, StateError> {
-        make_root(root)?;
         let path = root.join(id.as_str());
         match rustix::fs::mkdirat(CWD, &path, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
@@ -387,7 +386,11 @@ impl StateDirectory {
     }
 }
 
-fn make_root(root: &Path) -> Result<(), StateError> {
+/// Makes the directory of all containers.
+///
+/// # Errors
+/// [`StateError::Io`].
+pub fn make_root(root: &Path) -> Result<(), StateError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -544,6 +547,7 @@ mod tests {
     #[test]
     fn two_creators_of_one_id_get_one_directory() {
         let root = tempfile::tempdir().unwrap();
+        make_root(root.path()).unwrap();
         let id = ContainerId::parse("one").unwrap();
         let first = StateDirectory::create(root.path(), &id).unwrap();
         assert!(matches!(

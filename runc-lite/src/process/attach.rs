@@ -85,10 +85,12 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
             | ThreadNameSpaceType::CONTROL_GROUP;
-        move_into_thread_name_spaces(request.init, all)
-            .map_err(|e| format!("cannot join the container's namespaces: {e}"))
+        move_into_thread_name_spaces(request.init, all).map_err(|e| match e {
+            rustix::io::Errno::SRCH => "cannot exec in a stopped container".to_owned(),
+            other => format!("cannot join the container's namespaces: {other}"),
+        })
     };
-    let role = bear(&child_end, CloneFlags::NONE, enter)
+    let role = bear(channel, &child_end, CloneFlags::NONE, enter)
         .map_err(|e| io_error("make", "the process", e))?;
     let intermediate = match role {
         Role::Born => run(request, &child_end, console.as_ref().map(AsFd::as_fd)),
@@ -96,11 +98,11 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     };
     drop(child_end);
     // Order: the intermediate process is moved before it proceeds, so that the new one is born inside.
-    request.cgroup.join(intermediate, request.subgroup)?;
+    request.cgroup.join(intermediate.pid(), request.subgroup)?;
     if let Some(score) = request.plan.oom_score_adj {
-        set_oom_score(intermediate, score, request.log)?;
+        set_oom_score(intermediate.pid(), score, request.log)?;
     }
-    let pid = proceed_and_receive(&channel, intermediate)?;
+    let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
     let talk = |e| io_error("talk to", "the new process", e);
     channel.send(&ToChild::Proceed).map_err(talk)?;

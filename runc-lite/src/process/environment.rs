@@ -51,9 +51,11 @@ fn find_home(root: &Root, uid: u32) -> Option<String> {
     None
 }
 
-/// Changes to `cwd` and makes sure that it lies inside the container (CVE-2024-21626).
-pub(super) fn change_directory(cwd: &str) -> Result<(), ChangeDirectory> {
-    match rustix::process::chdir(cwd) {
+/// Changes to `cwd` and makes sure that it lies inside the container (CVE-2024-21626): it is opened below
+/// the root without magic links, so that no descriptor of this process can be meant.
+pub(super) fn change_directory(root: &Root, cwd: &str) -> Result<(), ChangeDirectory> {
+    let opened = root.open(cwd, OFlags::PATH | OFlags::DIRECTORY);
+    match opened.and_then(rustix::process::fchdir) {
         Ok(()) => {}
         Err(Errno::ACCESS | Errno::PERM) => return Err(ChangeDirectory::Denied),
         Err(errno) => {

@@ -4,28 +4,74 @@
 //! child is made a sibling (CLONE_PARENT), so that the intermediate process can go away and the parent
 //! stays the parent. User namespaces will be entered here too.
 
-use super::message::{ChildEnd, ToChild, ToParent};
+use rustix::process::WaitOptions;
+
+use super::message::{ChildEnd, ParentEnd, ToChild, ToParent};
+use super::wait::reap;
 use crate::sys::{CloneFlags, Forked, clone3, exit_now};
 
 /// Which process returns from [`bear`].
 #[derive(Debug)]
 pub(super) enum Role {
-    /// The caller; the number is that of the intermediate process.
-    Parent(i32),
+    /// The caller, with the intermediate process that waits to proceed.
+    Parent(Waiting),
     /// The new process, in the namespaces entered, with `flags` applied.
     Born,
+}
+
+/// An intermediate process that has not been let go yet. Dropping it sends it away.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pid: i32,
+    channel: Option<ParentEnd>,
+}
+
+impl Waiting {
+    /// Its number.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Lets it go on; gives what it answers first, and the channel for what follows.
+    pub(super) fn proceed(mut self) -> std::io::Result<(Option<ToParent>, ParentEnd)> {
+        let channel = self
+            .channel
+            .take()
+            .expect("taken here only, and this consumes it");
+        let answer = channel
+            .send(&ToChild::Proceed)
+            .and_then(|()| channel.receive());
+        reap(self.pid, WaitOptions::empty());
+        Ok((answer?, channel))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.channel.take().is_some() {
+            // Order: it sees the end of the channel, and ends.
+            reap(self.pid, WaitOptions::empty());
+        }
+    }
 }
 
 /// Clones twice: an intermediate process that waits for `Proceed`, calls `enter` and then bears the process
 /// that returns as [`Role::Born`].
 pub(super) fn bear(
+    parent_end: ParentEnd,
     channel: &ChildEnd,
     flags: CloneFlags,
     enter: impl FnOnce() -> Result<(), String>,
 ) -> std::io::Result<Role> {
     match clone3(CloneFlags::NONE, None)? {
-        Forked::Parent { pid, .. } => return Ok(Role::Parent(pid)),
-        Forked::Child => {}
+        Forked::Parent { pid, .. } => {
+            return Ok(Role::Parent(Waiting {
+                pid,
+                channel: Some(parent_end),
+            }));
+        }
+        // Its copy would hide the parent's death from this process and from the one it bears.
+        Forked::Child => drop(parent_end),
     }
     let outcome = match channel.receive() {
         Ok(Some(ToChild::Proceed)) => enter(),

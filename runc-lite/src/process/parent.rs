@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 
 use super::init::{self, Inheritance};
-use super::intermediate::{Role, bear};
+use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
 use super::wait::{reap, wait_for_exit};
 use super::{gate, hooks, program, terminal};
@@ -153,6 +153,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, ProcessError> {
         });
     }
     let joined = open_namespaces(&plan)?;
+    crate::state::make_root(request.root)?;
     let filter = plan
         .seccomp
         .as_ref()
@@ -261,28 +262,23 @@ fn bear_init(inheritance: &Inheritance<'_>) -> Result<(ParentEnd, i32, OwnedFd),
         rustix::thread::move_into_link_name_space(pid_namespace.as_fd(), kind)
             .map_err(|e| format!("cannot join the pid namespace: {e}"))
     };
-    let intermediate = match bear(&child_end, CloneFlags(flags), enter).map_err(fail)? {
+    let intermediate = match bear(channel, &child_end, CloneFlags(flags), enter).map_err(fail)? {
         Role::Born => init::run(inheritance, &child_end),
         Role::Parent(intermediate) => intermediate,
     };
     drop(child_end);
-    let pid = proceed_and_receive(&channel, intermediate)?;
+    let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
     Ok((channel, pid, pidfd))
 }
 
 /// Lets the intermediate process go and takes the number of the process it bore.
-pub(super) fn proceed_and_receive(
-    channel: &ParentEnd,
-    intermediate: i32,
-) -> Result<i32, ProcessError> {
-    let talk = |e| io_error("talk to", "the container's process", e);
-    let answer = channel
-        .send(&ToChild::Proceed)
-        .and_then(|()| channel.receive());
-    reap(intermediate, WaitOptions::empty());
-    match answer.map_err(talk)? {
-        Some(ToParent::Born(pid)) => Ok(i32::from_le_bytes(pid)),
+pub(super) fn proceed_and_receive(intermediate: Waiting) -> Result<(i32, ParentEnd), ProcessError> {
+    let (answer, channel) = intermediate
+        .proceed()
+        .map_err(|e| io_error("talk to", "the container's process", e))?;
+    match answer {
+        Some(ToParent::Born(pid)) => Ok((i32::from_le_bytes(pid), channel)),
         Some(ToParent::Failed(reason)) => Err(ProcessError::Child { reason }),
         Some(other) => Err(ProcessError::Child {
             reason: format!("unexpected {other:?}"),

@@ -43,7 +43,7 @@ pub(super) fn prepare<'a>(
         label("exec", &plan.selinux_label)?;
     }
     let env = environment(plan, root)?;
-    let denied = match change_directory(&plan.cwd) {
+    let denied = match change_directory(root, &plan.cwd) {
         Ok(()) => false,
         Err(ChangeDirectory::Denied) => true,
         Err(ChangeDirectory::Failed(text)) => return Err(text),
@@ -60,7 +60,7 @@ pub(super) fn prepare<'a>(
     let identity = take_on(plan, keep, warn)?;
     if denied {
         // Root may be kept out where the user is let in (FUSE, NFS).
-        change_directory(&plan.cwd).map_err(|failure| match failure {
+        change_directory(root, &plan.cwd).map_err(|failure| match failure {
             ChangeDirectory::Denied => {
                 format!(
                     "cannot change directory to {:?}: permission denied",
@@ -139,7 +139,7 @@ fn environment(plan: &ProcessPlan, root: &Root) -> Result<Vec<CString>, String> 
         // getenv(3) takes the first of two entries, the specification means the last.
         let name = entry.split('=').next().unwrap_or_default();
         let same = |known: &&str| known.split('=').next() == Some(name);
-        match env.iter().position(|known| same(known)) {
+        match env.iter().position(same) {
             Some(at) => env[at] = entry,
             None => env.push(entry),
         }

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, fstatfs, makedev,
-    mknodat, readlinkat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, FsWord, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, fstatfs,
+    makedev, mknodat, readlinkat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
@@ -15,7 +15,7 @@ use super::{Root, RootfsError, io_error};
 use crate::plan::{DeviceKind, DeviceNode, MountKind, MountPlan};
 
 /// `DEVPTS_SUPER_MAGIC`.
-const DEVPTS_MAGIC: i64 = 0x1cd1;
+const DEVPTS_MAGIC: FsWord = 0x1cd1;
 
 /// Links every container has, see "Dev symbolic links" of the OCI specification.
 const LINKS: [(&str, &str); 4] = [
@@ -145,7 +145,7 @@ pub fn open_terminal(
     let master = root
         .open(path, OFlags::RDWR | OFlags::NOCTTY)
         .map_err(|e| fail("open", e))?;
-    let is_devpts = fstatfs(&master).is_ok_and(|s| i64::try_from(s.f_type) == Ok(DEVPTS_MAGIC));
+    let is_devpts = fstatfs(&master).is_ok_and(|s| s.f_type == DEVPTS_MAGIC);
     let stat = fstat(&master).map_err(|e| fail("examine", e))?;
     if !is_devpts || stat.st_rdev != makedev(5, 2) {
         return Err(RootfsError::Unsafe {

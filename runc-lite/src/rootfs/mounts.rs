@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, fstat, fstatfs};
+use rustix::fs::{CWD, FileType, FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -17,7 +17,7 @@ use crate::plan::{MountKind, MountPlan, Propagation};
 use crate::sys::{MountAttributes, mount_setattr};
 
 /// `PROC_SUPER_MAGIC`.
-const PROC_MAGIC: i64 = 0x9fa0;
+const PROC_MAGIC: FsWord = 0x9fa0;
 
 /// Files of procfs that may be covered by a bind, because they only tell numbers (lxcfs does this).
 const COVERABLE_PROC: [&str; 12] = [
@@ -159,8 +159,7 @@ fn bind(root: &Root, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsErro
     let what = source.display().to_string();
     let stat = fstat(tree).map_err(|e| failed(mount, &what, e))?;
     let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
-    let on_proc =
-        |fd: &OwnedFd| fstatfs(fd).is_ok_and(|s| i64::try_from(s.f_type) == Ok(PROC_MAGIC));
+    let on_proc = |fd: &OwnedFd| fstatfs(fd).is_ok_and(|s| s.f_type == PROC_MAGIC);
     if mount.destination == "/proc" && !on_proc(tree) {
         return Err(failed(mount, &what, "only procfs may be mounted on /proc"));
     }

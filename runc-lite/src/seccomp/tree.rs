@@ -250,6 +250,7 @@ fn high_half(value: u64) -> u32 {
 }
 
 #[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 pub(super) mod interpreter {
     //! A classic BPF interpreter for seccomp programs, to judge the compiler by what programs do.
     use super::*;

@@ -1,1 +1,359 @@
+use serde_json::{Value, json};
 
+use super::*;
+use crate::plan::{CgroupPath, MountKind};
+use crate::sys::MountAttributes;
+
+/// A document that is accepted as it is.
+fn good() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "mounts": [],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}],
+            "resources": {"memory": {}, "cpu": {}}
+        }
+    })
+}
+
+fn plan_of(document: Value) -> Result<Plan, SpecError> {
+    let mut warnings = Vec::new();
+    plan(serde_json::from_value(document).unwrap(), &mut warnings)
+}
+
+/// Sets the value at a JSON pointer, whose parent exists.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut document = good();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    let parent = document.pointer_mut(parent).unwrap();
+    parent
+        .as_object_mut()
+        .unwrap()
+        .insert(name.to_owned(), value);
+    document
+}
+
+/// The document with the change is refused, and the message names the field.
+fn refused(pointer: &str, value: Value, field: &str) {
+    let shown = value.to_string();
+    match plan_of(with(pointer, value)) {
+        Ok(_) => panic!("{pointer} = {shown} was accepted"),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains(field), "{text:?} does not name {field}");
+        }
+    }
+}
+
+#[test]
+fn the_good_document_is_good() {
+    let plan = plan_of(good()).unwrap();
+    assert_eq!(plan.devices.len(), 6);
+    assert_eq!(plan.process.umask, 0o022);
+    assert_eq!(plan.cgroup_path, CgroupPath::Relative(String::new()));
+}
+
+#[test]
+fn bad_values_are_refused_by_name() {
+    refused("/ociVersion", json!("2.0.0"), "ociVersion");
+    refused("/ociVersion", json!(""), "ociVersion");
+    refused("/root", json!(null), "root");
+    refused("/root/path", json!(""), "root.path");
+    refused("/process", json!(null), "process");
+    refused("/process/args", json!([]), "process.args");
+    refused("/process/args", json!(["a\0b"]), "process.args[0]");
+    refused("/process/env", json!(["A=1", "novalue"]), "process.env[1]");
+    refused("/process/env", json!(["=x"]), "process.env[0]");
+    refused("/process/cwd", json!("relative"), "process.cwd");
+    refused(
+        "/process/user",
+        json!({"uid": u32::MAX}),
+        "process.user.uid",
+    );
+    refused(
+        "/process/user",
+        json!({"additionalGids": [1, u32::MAX]}),
+        "additionalGids",
+    );
+    refused("/process/oomScoreAdj", json!(1001), "process.oomScoreAdj");
+    refused(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_X", "hard": 1, "soft": 1}]),
+        "rlimits[0]",
+    );
+    refused(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_NOFILE", "hard": 1, "soft": 2}]),
+        "rlimits[0].soft",
+    );
+    refused(
+        "/process/scheduler",
+        json!({"policy": "SCHED_OTHER"}),
+        "process.scheduler",
+    );
+    refused("/linux/namespaces", json!([{"type": "pid"}]), "mount");
+    refused(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "mnt"}]),
+        "namespaces[1].type",
+    );
+    refused(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "mount"}]),
+        "namespaces[1]",
+    );
+    refused(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "user"}]),
+        "user",
+    );
+    refused(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "time"}]),
+        "time",
+    );
+    refused(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "network", "path": "ns"}]),
+        "namespaces[1].path",
+    );
+    refused("/linux/uidMappings", json!([{}]), "uidMappings");
+    refused("/linux/intelRdt", json!({}), "intelRdt");
+    refused("/linux/cgroupsPath", json!("/a/../b"), "cgroupsPath");
+    refused("/linux/cgroupsPath", json!("/"), "cgroupsPath");
+    refused(
+        "/linux/cgroupsPath",
+        json!("system.slice:axil:x"),
+        "cgroupsPath",
+    );
+    refused("/linux/maskedPaths", json!(["proc"]), "maskedPaths[0]");
+    refused("/linux/readonlyPaths", json!(["/a/.."]), "readonlyPaths[0]");
+    refused(
+        "/linux/rootfsPropagation",
+        json!("sideways"),
+        "rootfsPropagation",
+    );
+    refused(
+        "/linux/devices",
+        json!([{"path": "x", "type": "c"}]),
+        "devices[0].path",
+    );
+    refused(
+        "/linux/devices",
+        json!([{"path": "/dev/x", "type": "z"}]),
+        "devices[0].type",
+    );
+    refused(
+        "/linux/devices",
+        json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 0}]),
+        "devices[0].major",
+    );
+    refused(
+        "/linux/resources/devices",
+        json!([{"allow": true, "access": "rwx"}]),
+        "resources.devices[0].access",
+    );
+    refused(
+        "/linux/resources/memory",
+        json!({"limit": 100, "swap": 50}),
+        "memory.swap",
+    );
+    refused("/linux/resources/unified", json!({"../x": "1"}), "unified");
+    refused(
+        "/linux/resources/unified",
+        json!({"cgroup.procs": "1"}),
+        "unified",
+    );
+    refused(
+        "/linux/personality",
+        json!({"domain": "BSD"}),
+        "personality.domain",
+    );
+    refused(
+        "/hooks",
+        json!({"prestart": [{"path": "x"}]}),
+        "hooks.prestart[0].path",
+    );
+    refused(
+        "/hooks",
+        json!({"poststop": [{"path": "/x", "timeout": 0}]}),
+        "hooks.poststop[0].timeout",
+    );
+}
+
+#[test]
+fn a_host_name_needs_a_uts_namespace() {
+    assert!(plan_of(with("/hostname", json!("box"))).is_ok());
+    refused("/hostname", json!("x".repeat(65)), "hostname");
+    let mut shared = with("/hostname", json!("box"));
+    shared["linux"]["namespaces"] = json!([{"type": "mount"}]);
+    assert!(
+        plan_of(shared)
+            .unwrap_err()
+            .to_string()
+            .contains("hostname")
+    );
+}
+
+#[test]
+fn only_namespaced_sysctls_pass() {
+    let sysctl = |name: &str| plan_of(with("/linux/sysctl", json!({name: "1"})));
+    assert_eq!(
+        sysctl("kernel.shm_rmid_forced").unwrap().sysctls,
+        [("kernel/shm_rmid_forced".to_owned(), "1".to_owned())]
+    );
+    assert!(sysctl("fs.mqueue.msg_max").is_ok());
+    for bad in [
+        "kernel.core_pattern",
+        "vm.swappiness",
+        "net.ipv4.ip_forward",
+        "kernel.shmmax/../x",
+    ] {
+        assert!(sysctl(bad).is_err(), "{bad}");
+    }
+    let mut networked = with(
+        "/linux/sysctl",
+        json!({"net/ipv4/conf/eth0.1/forwarding": "1"}),
+    );
+    networked["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network"}]);
+    assert_eq!(
+        plan_of(networked).unwrap().sysctls[0].0,
+        "net/ipv4/conf/eth0.1/forwarding"
+    );
+    assert_eq!(
+        sysctl_path("net.ipv4.conf.eth0/1.forwarding"),
+        "net/ipv4/conf/eth0.1/forwarding"
+    );
+}
+
+fn mount(value: Value) -> Result<crate::plan::MountPlan, SpecError> {
+    plan_of(with("/mounts", json!([value]))).map(|mut plan| plan.mounts.remove(0))
+}
+
+#[test]
+fn mount_options_become_attributes() {
+    let planned = mount(json!({
+        "destination": "/a/../b/", "source": "/src", "type": "none",
+        "options": ["rbind", "ro", "nosuid", "noatime", "rro", "rslave", "private"]
+    }))
+    .unwrap();
+    assert_eq!(planned.destination, "/b");
+    assert_eq!(
+        planned.kind,
+        MountKind::Bind {
+            source: "/src".into(),
+            recursive: true
+        }
+    );
+    assert_eq!(
+        planned.attributes.set,
+        MountAttributes::RDONLY | MountAttributes::NOSUID | MountAttributes::NOATIME
+    );
+    assert_eq!(planned.attributes.clear, MountAttributes::ATIME_MASK);
+    assert_eq!(planned.recursive_attributes.set, MountAttributes::RDONLY);
+    assert_eq!(planned.propagation.len(), 2);
+    assert!(planned.propagation[0].recursive && !planned.propagation[1].recursive);
+
+    let planned = mount(json!({
+        "destination": "/t", "type": "tmpfs", "source": "tmpfs",
+        "options": ["ro", "rw", "size=64k", "noswap", "relatime"]
+    }))
+    .unwrap();
+    assert_eq!(planned.attributes.set, 0);
+    let MountKind::New { parameters, .. } = planned.kind else {
+        panic!()
+    };
+    assert_eq!(
+        parameters,
+        [
+            ("size".to_owned(), Some("64k".to_owned())),
+            ("noswap".to_owned(), None)
+        ]
+    );
+}
+
+#[test]
+fn mounts_that_cannot_be_right_are_refused() {
+    for (value, field) in [
+        (
+            json!({"destination": "", "type": "tmpfs"}),
+            "mounts[0].destination",
+        ),
+        (
+            json!({"destination": "/..", "type": "tmpfs"}),
+            "mounts[0].destination",
+        ),
+        (json!({"destination": "/x"}), "mounts[0].type"),
+        (
+            json!({"destination": "/x", "options": ["bind"]}),
+            "mounts[0].source",
+        ),
+        (
+            json!({"destination": "/proc", "type": "tmpfs"}),
+            "mounts[0].type",
+        ),
+        (
+            json!({"destination": "/proc/self", "type": "tmpfs"}),
+            "mounts[0].type",
+        ),
+        (
+            json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]}),
+            "mounts[0].options",
+        ),
+        (
+            json!({"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}),
+            "tmpcopyup",
+        ),
+        (
+            json!({"destination": "/x", "type": "bind", "source": "/y", "uidMappings": [{}]}),
+            "uidMappings",
+        ),
+    ] {
+        let shown = value.to_string();
+        let text = mount(value).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains(field), "{shown}: {text}");
+    }
+}
+
+#[test]
+fn capabilities_are_masks_and_unknown_names_warnings() {
+    let document = with(
+        "/process/capabilities",
+        json!({"bounding": ["CAP_CHOWN", "cap_kill", "CAP_FROM_THE_FUTURE"], "effective": ["SYS_ADMIN"]}),
+    );
+    let mut warnings = Vec::new();
+    let plan = plan(serde_json::from_value(document).unwrap(), &mut warnings).unwrap();
+    let sets = plan.process.capabilities.unwrap();
+    assert_eq!(
+        (sets.bounding, sets.effective, sets.inheritable),
+        (0b10_0001, 1 << 21, 0)
+    );
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("CAP_FROM_THE_FUTURE"));
+}
+
+#[test]
+fn a_device_of_the_document_replaces_the_default_one() {
+    let document = with(
+        "/linux/devices",
+        json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600, "uid": 5},
+               {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]),
+    );
+    let devices = plan_of(document).unwrap().devices;
+    assert_eq!(devices.len(), 7);
+    assert_eq!((devices[0].mode, devices[0].uid), (0o600, 5));
+}
+
+#[test]
+fn paths_are_cleaned_by_text() {
+    for (path, clean) in [
+        ("/a//b/./c/", "/a/b/c"),
+        ("a/../..", "/"),
+        ("", "/"),
+        ("/../x", "/x"),
+    ] {
+        assert_eq!(clean_path(path), clean);
+    }
+}

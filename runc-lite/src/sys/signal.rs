@@ -65,7 +65,7 @@ pub fn restore_default_signals() -> io::Result<()> {
 /// The errno of sigtimedwait(2) other than EINTR and EAGAIN.
 pub fn wait_for_signal(set: &SignalSet, timeout: Option<Duration>) -> io::Result<Option<i32>> {
     let limit = timeout.map(|t| libc::timespec {
-        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: t.subsec_nanos().into(),
     });
     let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);

@@ -1,0 +1,333 @@
+//! A bundle made of busybox, and the runtime's command line on it.
+
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const BUSYBOX: &str = "/usr/bin/busybox";
+const APPLETS: [&str; 30] = [
+    "sh", "true", "false", "cat", "echo", "sleep", "id", "ls", "mkdir", "env", "pwd", "readlink",
+    "stat", "grep", "kill", "hostname", "ps", "mount", "umount", "touch", "chmod", "head", "dd",
+    "test", "ln", "tty", "sed", "setsid", "rm", "seq",
+];
+
+/// Whether this test can run here. Prints why not, and fails instead where the machine must be able to.
+/// The calling thread gets a mount namespace of its own.
+pub(crate) fn ready() -> bool {
+    let reason = if !rustix::process::geteuid().is_root() {
+        "it needs root"
+    } else if !Path::new(BUSYBOX).exists() {
+        "it needs /usr/bin/busybox (busybox-static)"
+    } else if runc_lite::cgroup::Hierarchies::of_this_host()
+        .unwrap()
+        .version()
+        .is_none()
+    {
+        "it needs a cgroup file system"
+    } else if let Err(error) = runc_lite::sys::unshare(0x0002_0000) {
+        panic!("no mount namespace: {error}");
+    } else {
+        let root = std::fs::File::open("/").unwrap();
+        let private = runc_lite::sys::MountAttributes {
+            propagation: libc::MS_PRIVATE,
+            ..Default::default()
+        };
+        runc_lite::sys::mount_setattr(std::os::fd::AsFd::as_fd(&root), c"", true, private).unwrap();
+        return true;
+    };
+    assert!(
+        std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+        "cannot run: {reason}"
+    );
+    println!("skipped: {reason}");
+    false
+}
+
+pub(crate) fn runtime() -> PathBuf {
+    std::env::var_os("AXIL_TEST_RUNTIME").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_runc-lite")),
+        PathBuf::from,
+    )
+}
+
+/// A name no other test or run uses.
+pub(crate) fn unique() -> String {
+    static COUNTER: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("axil-test-{}-{number}", std::process::id())
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Done {
+    fn of(output: &Output) -> Done {
+        Done {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+            err: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+
+    #[track_caller]
+    pub(crate) fn fails(self, code: i32, words: &str) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(
+            self.err.contains(words),
+            "{words:?} is not in {:?}",
+            self.err
+        );
+        self.err
+    }
+}
+
+/// A container to be: bundle, document, state directory and cgroup, all removed at the end.
+pub(crate) struct Bundle {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) id: String,
+    pub(crate) config: Value,
+}
+
+impl Bundle {
+    /// A container that runs `script` by `sh -c`.
+    pub(crate) fn new(script: &str) -> Bundle {
+        let dir = tempfile::Builder::new()
+            .prefix("axil-test-")
+            .tempdir()
+            .unwrap();
+        let rootfs = dir.path().join("rootfs");
+        for name in ["bin", "etc", "tmp", "mnt"] {
+            std::fs::create_dir_all(rootfs.join(name)).unwrap();
+        }
+        std::fs::copy(BUSYBOX, rootfs.join("bin/busybox")).unwrap();
+        for applet in APPLETS {
+            symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+        }
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n";
+        std::fs::write(rootfs.join("etc/passwd"), passwd).unwrap();
+        let id = unique();
+        let config = document(script, &id);
+        Bundle { dir, id, config }
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.dir.path().join("rootfs")
+    }
+
+    pub(crate) fn state_root(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Changes the document at a JSON pointer.
+    pub(crate) fn set(&mut self, pointer: &str, value: Value) -> &mut Bundle {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        let parent = self
+            .config
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("no {parent}"));
+        match parent {
+            Value::Array(list) if name == "-" => list.push(value),
+            other => {
+                other
+                    .as_object_mut()
+                    .unwrap()
+                    .insert(name.to_owned(), value);
+            }
+        }
+        self
+    }
+
+    pub(crate) fn write(&self) {
+        let text = serde_json::to_vec(&self.config).unwrap();
+        std::fs::write(self.dir.path().join("config.json"), text).unwrap();
+    }
+
+    /// The runtime with the global options of this bundle.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(runtime());
+        command
+            .current_dir(self.dir.path())
+            .arg("--root")
+            .arg(self.state_root())
+            .arg("--log")
+            .arg(self.dir.path().join("log.json"))
+            .args(["--log-format", "json"])
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn call(&self, args: &[&str]) -> Done {
+        Done::of(&self.command(args).output().unwrap())
+    }
+
+    pub(crate) fn run(&self) -> Done {
+        self.write();
+        self.call(&["run", &self.id])
+    }
+
+    /// Creates the container with its output in files, as a shim would keep it apart.
+    pub(crate) fn create(&self) -> Done {
+        self.write();
+        let file = |name| std::fs::File::create(self.dir.path().join(name)).unwrap();
+        let mut command = self.command(&["create", "--bundle", ".", "--pid-file", "pid", &self.id]);
+        command.stdout(file("out")).stderr(file("err"));
+        let status = command.status().unwrap();
+        let text = |name| std::fs::read_to_string(self.dir.path().join(name)).unwrap();
+        Done {
+            code: status.code().unwrap_or(-1),
+            out: text("out"),
+            err: text("err"),
+        }
+    }
+
+    pub(crate) fn start(&self) -> Done {
+        self.call(&["start", &self.id])
+    }
+
+    pub(crate) fn exec(&self, args: &[&str]) -> Done {
+        let mut all = vec!["exec", self.id.as_str()];
+        all.extend(args);
+        self.call(&all)
+    }
+
+    pub(crate) fn state(&self) -> Value {
+        serde_json::from_str(&self.call(&["state", &self.id]).ok()).unwrap()
+    }
+
+    pub(crate) fn status(&self) -> String {
+        self.state()["status"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        let text = std::fs::read_to_string(self.dir.path().join("pid")).unwrap();
+        text.parse().unwrap()
+    }
+
+    pub(crate) fn output(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("out"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log.json")).unwrap_or_default()
+    }
+
+    /// The container's directory in the hierarchy of `controller`, if that is mounted.
+    pub(crate) fn cgroup(&self, controller: &str) -> Option<PathBuf> {
+        let path = Path::new("/sys/fs/cgroup").join(controller);
+        path.is_dir().then(|| path.join(&self.id))
+    }
+
+    /// What the container should not have left on the host.
+    #[track_caller]
+    pub(crate) fn assert_gone(&self) {
+        assert_eq!(self.leftovers(), Vec::<PathBuf>::new());
+        assert!(
+            !self.state_root().join(&self.id).exists(),
+            "state directory left"
+        );
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(self.dir.path().to_str().unwrap()),
+            "mounts left"
+        );
+    }
+
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir("/sys/fs/cgroup") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .map(|e| e.path().join(&self.id))
+            .filter(|path| path.exists())
+            .collect()
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let _ = self.command(&["delete", "--force", &self.id]).output();
+        let left = self.leftovers();
+        if !left.is_empty() && !std::thread::panicking() {
+            panic!("cgroups left: {left:?}");
+        }
+    }
+}
+
+/// A document much like the one a container of Kubernetes gets.
+fn document(script: &str, id: &str) -> Value {
+    let caps = json!([
+        "CAP_CHOWN",
+        "CAP_KILL",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_NET_BIND_SERVICE"
+    ]);
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs", "readonly": false},
+        "hostname": "box",
+        "process": {
+            "args": ["sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+            "noNewPrivileges": true,
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps}
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
+        ],
+        "linux": {
+            "cgroupsPath": format!("/{id}"),
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
+                           {"type": "mount"}, {"type": "cgroup"}],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
+            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"]
+        }
+    })
+}
+
+/// Waits, with a bound, until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Writes a process document for `exec --process`.
+pub(crate) fn process_file(bundle: &Bundle, document: &Value) -> String {
+    let path = bundle.dir.path().join("process.json");
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(document.to_string().as_bytes()).unwrap();
+    path.to_str().unwrap().to_owned()
+}

@@ -1,0 +1,17 @@
+//! The runtime's verbs on real bundles, as root: every test makes its bundle, cgroup and state directory and
+//! removes them again.
+//!
+//! The runtime is the one built with this package, or the one `AXIL_TEST_RUNTIME` names.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and a skip is printed; clippy exempts only the test functions"
+)]
+
+mod attacks;
+mod bundle;
+mod cgroups;
+mod crash;
+mod exec;
+mod isolation;
+mod lifecycle;

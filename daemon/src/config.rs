@@ -350,6 +350,21 @@ impl Config {
                 "must be an absolute path, not /",
             );
         }
+        let bridge = &self.network.bridge;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if bridge.is_empty() || bridge.len() > 15 || !bridge.chars().all(plain) {
+            let why = "must be 1 to 15 of A-Z a-z 0-9 _ -";
+            return wrong("network.bridge", bridge.clone(), why);
+        }
+        for subnet in &self.network.subnets {
+            if subnet.parse::<ipnet::IpNet>().is_err() {
+                return wrong("network.subnets", subnet.clone(), "must be ADDRESS/PREFIX");
+            }
+        }
+        let mtu = self.network.mtu;
+        if mtu != 0 && !(1280..=65535).contains(&mtu) {
+            return wrong("network.mtu", mtu.to_string(), "must be 0 or 1280 to 65535");
+        }
         let downloads = self.images.max_concurrent_downloads;
         if !(1..=32).contains(&downloads) {
             let value = downloads.to_string();
@@ -530,6 +545,9 @@ mod tests {
                 "max_concurrent_downloads",
             ),
             ("[metrics]\nlisten = 'here'", "metrics.listen"),
+            ("[network]\nbridge = 'a b'", "network.bridge"),
+            ("[network]\nsubnets = ['x']", "network.subnets"),
+            ("[network]\nmtu = 1", "network.mtu"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -14,15 +14,16 @@ use crate::domain::container::phase::ContainerPhase;
 use crate::domain::failure::{Class, Failure};
 use crate::ports::{ExecPlan, Shim};
 
-/// Most bytes kept of each stream; the command goes on and the rest is discarded (as the field does).
-pub const MAX_OUTPUT: usize = 16 << 20;
+/// Most bytes kept of both streams together: what the kubelet takes in one message (16 MiB), less the
+/// message's frame. The command goes on and the rest is discarded.
+pub const MAX_OUTPUT: usize = (16 << 20) - 4096;
 
 /// What an ExecSync gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
-    /// Standard output, at most [`MAX_OUTPUT`].
+    /// Standard output, at most [`MAX_OUTPUT`] with standard error.
     pub stdout: Vec<u8>,
-    /// Standard error, at most [`MAX_OUTPUT`].
+    /// Standard error, at most [`MAX_OUTPUT`] with standard output.
     pub stderr: Vec<u8>,
     /// Exit code, or 128 plus the signal's number.
     pub exit_code: i32,
@@ -113,6 +114,14 @@ pub(super) async fn exec_process(
     serde_json::to_vec(&process).map_err(|error| Failure::internal("encode a process", &error))
 }
 
+/// Cuts two streams to [`MAX_OUTPUT`] together; each keeps at least half of that if it has as much.
+fn fit(mut stdout: Vec<u8>, mut stderr: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
+    let half = MAX_OUTPUT / 2;
+    stdout.truncate(MAX_OUTPUT - stderr.len().min(half));
+    stderr.truncate(MAX_OUTPUT - stdout.len());
+    (stdout, stderr)
+}
+
 /// One exec with its FIFOs.
 struct Run<'a> {
     shim: &'a dyn Shim,
@@ -171,6 +180,7 @@ impl Run<'_> {
             // A process left in the background may hold the streams: do not wait for it for long.
             let deadline = tokio::time::Instant::now() + self.drain;
             let (stdout, stderr) = (out.finish(deadline).await, err.finish(deadline).await);
+            let (stdout, stderr) = fit(stdout, stderr);
             Ok(ExecOutput {
                 stdout,
                 stderr,
@@ -251,5 +261,25 @@ fn remove_fifo(path: &Path) {
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), error = %error, "a FIFO stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_streams_fit_into_one_message() {
+        for (out, err, kept_out, kept_err) in [
+            (10, 20, 10, 20),
+            (MAX_OUTPUT, 0, MAX_OUTPUT, 0),
+            (0, MAX_OUTPUT, 0, MAX_OUTPUT),
+            (MAX_OUTPUT, 100, MAX_OUTPUT - 100, 100),
+            (100, MAX_OUTPUT, 100, MAX_OUTPUT - 100),
+            (MAX_OUTPUT, MAX_OUTPUT, MAX_OUTPUT / 2, MAX_OUTPUT / 2),
+        ] {
+            let (stdout, stderr) = fit(vec![0; out], vec![0; err]);
+            assert_eq!((stdout.len(), stderr.len()), (kept_out, kept_err));
+        }
     }
 }

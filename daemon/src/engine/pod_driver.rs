@@ -58,7 +58,7 @@ pub enum Command {
 #[expect(missing_debug_implementations, reason = "holds the shim's connection")]
 pub enum Event {
     /// RunPodSandbox ended.
-    RunDone(Box<Result<(PodRecord, Arc<dyn Shim>), Failed>>),
+    RunDone(Box<run_pod_sandbox::Outcome>),
     /// StopPodSandbox ended.
     StopDone(Result<(), Failure>),
     /// RemovePodSandbox ended.
@@ -535,7 +535,7 @@ impl PodDriver {
         Life::Goes
     }
 
-    fn run_done(&mut self, result: Result<(PodRecord, Arc<dyn Shim>), Failed>) -> Life {
+    fn run_done(&mut self, result: run_pod_sandbox::Outcome) -> Life {
         self.lane = PodLane::Idle;
         match result {
             Ok((record, shim)) => {

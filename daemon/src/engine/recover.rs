@@ -184,7 +184,7 @@ async fn recover_container(
             return undo_creation(shared, pod, id, record, shim).await;
         }
         ContainerPhase::Exited(_) => return Some(record),
-        ContainerPhase::Removing(ref exit) => {
+        ContainerPhase::Removing { ref exit } => {
             let exit = exit.clone().unwrap_or_else(|| unseen(0));
             record.phase = ContainerPhase::Exited(exit);
             return Some(record);

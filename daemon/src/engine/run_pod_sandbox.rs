@@ -12,15 +12,14 @@ use crate::domain::pod::phase::{PodPhase, Sandbox};
 use crate::domain::pod::record::PodRecord;
 use crate::ports::{NamespacePlan, Shim};
 
+/// A running pod's record and the connection to its shim, or what went wrong.
+pub type Outcome = Result<(PodRecord, Arc<dyn Shim>), Failed>;
+
 /// Runs a pod; nothing is left of a failed one unless `Failed::left` says so.
 ///
 /// # Errors
 /// The step that failed, and what could not be undone.
-pub async fn run_pod_sandbox(
-    shared: &Arc<Shared>,
-    id: &PodId,
-    mut record: PodRecord,
-) -> Result<(PodRecord, Arc<dyn Shim>), Failed> {
+pub async fn run_pod_sandbox(shared: &Arc<Shared>, id: &PodId, mut record: PodRecord) -> Outcome {
     let mut steps = Steps::begin("RunPodSandbox");
     match sequence(shared, id, &mut record, &mut steps).await {
         Ok(shim) => {

@@ -12,7 +12,6 @@ where
     F::Output: Send + 'static,
 {
     let span = tracing::debug_span!("task", name);
-    #[expect(clippy::disallowed_methods, reason = "this is the named spawner")]
     tokio::spawn(work.instrument(span))
 }
 

@@ -280,9 +280,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_undo_that_fails_is_told_and_does_not_stop_the_others() {
+        let undone = Mutex::new(false);
         let mut steps = Steps::begin("Test");
         let broken = async { Err(Failure::new(Class::Internal, "stuck")) };
-        let undone = Mutex::new(false);
         let works = async {
             *undone.lock().unwrap() = true;
             Ok(())

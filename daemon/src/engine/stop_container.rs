@@ -38,14 +38,8 @@ pub async fn stop_container(mut work: Work) -> Result<(), Failure> {
     if graceful && !signal(&work, work.signal, false).await? {
         return Ok(());
     }
-    while graceful {
-        let deadline = *work.deadline.borrow_and_update();
-        // All branches are cancellation-safe: both are watches and a timer.
-        tokio::select! {
-            _ = work.ended.wait_for(|ended| *ended) => return Ok(()),
-            _ = work.deadline.changed() => {}
-            () = tokio::time::sleep_until(deadline) => break,
-        }
+    if graceful && ended_in_time(&mut work).await {
+        return Ok(());
     }
     if !signal(&work, 9, true).await? {
         return Ok(());
@@ -60,6 +54,19 @@ pub async fn stop_container(mut work: Work) -> Result<(), Failure> {
                 work.id, work.kill
             ),
         )),
+    }
+}
+
+/// Waits for the end until the deadline, which a later call may bring forward.
+async fn ended_in_time(work: &mut Work) -> bool {
+    loop {
+        let deadline = *work.deadline.borrow_and_update();
+        // All branches are cancellation-safe: two watches and a timer.
+        tokio::select! {
+            _ = work.ended.wait_for(|ended| *ended) => return true,
+            _ = work.deadline.changed() => {}
+            () = tokio::time::sleep_until(deadline) => return false,
+        }
     }
 }
 

@@ -159,7 +159,6 @@ async fn run(
     action: &str,
     input: Vec<u8>,
 ) -> Answer<Vec<u8>> {
-    #[expect(clippy::disallowed_methods, reason = "this adapter runs the shim")]
     let mut command = Command::new(&options.shim);
     command
         .args(["-namespace", keys::SHIM_NAMESPACE, "-id", id, "-bundle"])

@@ -263,7 +263,7 @@ fn state(phase: &ContainerPhase) -> i32 {
             cri::ContainerState::ContainerCreated as i32
         }
         ContainerPhase::Running { .. } => cri::ContainerState::ContainerRunning as i32,
-        ContainerPhase::Exited(_) | ContainerPhase::Removing(_) => {
+        ContainerPhase::Exited(_) | ContainerPhase::Removing { .. } => {
             cri::ContainerState::ContainerExited as i32
         }
     }

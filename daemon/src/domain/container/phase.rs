@@ -33,7 +33,10 @@ pub enum ContainerPhase {
     /// The process ended, or could never be started.
     Exited(Exit),
     /// RemoveContainer is at work.
-    Removing(Option<Exit>),
+    Removing {
+        /// How it had ended, if it ever ran.
+        exit: Option<Exit>,
+    },
 }
 
 /// How a container ended.
@@ -132,7 +135,7 @@ impl ContainerPhase {
             Self::Starting => "starting",
             Self::Running { .. } => "running",
             Self::Exited(_) => "exited",
-            Self::Removing(_) => "removing",
+            Self::Removing { .. } => "removing",
         }
     }
 
@@ -153,7 +156,7 @@ impl ContainerPhase {
     pub fn exit(&self) -> Option<&Exit> {
         match self {
             Self::Exited(exit) => Some(exit),
-            Self::Removing(exit) => exit.as_ref(),
+            Self::Removing { exit } => exit.as_ref(),
             Self::Creating | Self::Created | Self::Starting | Self::Running { .. } => None,
         }
     }
@@ -163,8 +166,8 @@ impl ContainerPhase {
     pub fn started_at(&self) -> i64 {
         match self {
             Self::Running { started_at } => *started_at,
-            Self::Exited(exit) | Self::Removing(Some(exit)) => exit.started_at,
-            Self::Creating | Self::Created | Self::Starting | Self::Removing(None) => 0,
+            Self::Exited(exit) | Self::Removing { exit: Some(exit) } => exit.started_at,
+            Self::Creating | Self::Created | Self::Starting | Self::Removing { exit: None } => 0,
         }
     }
 
@@ -191,7 +194,7 @@ impl ContainerPhase {
             Self::Created => match event {
                 ContainerEvent::Start => Ok(To(Self::Starting)),
                 ContainerEvent::Exited(exit) => Ok(To(Self::Exited(exit))),
-                ContainerEvent::Remove => Ok(To(Self::Removing(None))),
+                ContainerEvent::Remove => Ok(To(Self::Removing { exit: None })),
                 other => refused(other),
             },
             Self::Starting => match event {
@@ -204,10 +207,12 @@ impl ContainerPhase {
                 other => refused(other),
             },
             Self::Exited(exit) => match event {
-                ContainerEvent::Remove => Ok(To(Self::Removing(Some(exit.clone())))),
+                ContainerEvent::Remove => Ok(To(Self::Removing {
+                    exit: Some(exit.clone()),
+                })),
                 other => refused(other),
             },
-            Self::Removing(_) => match event {
+            Self::Removing { .. } => match event {
                 ContainerEvent::Removed => Ok(Gone),
                 ContainerEvent::RemoveFailed(exit) => Ok(To(Self::Exited(exit))),
                 other => refused(other),
@@ -277,6 +282,26 @@ mod tests {
                     ContainerTransition::Gone => break,
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_phase_can_be_recorded() {
+        let phases = [
+            ContainerPhase::Creating,
+            ContainerPhase::Created,
+            ContainerPhase::Starting,
+            ContainerPhase::Running { started_at: 1 },
+            ContainerPhase::Exited(exit()),
+            ContainerPhase::Removing { exit: None },
+            ContainerPhase::Removing { exit: Some(exit()) },
+        ];
+        for phase in phases {
+            let text = serde_json::to_string(&phase).unwrap();
+            assert_eq!(
+                serde_json::from_str::<ContainerPhase>(&text).unwrap(),
+                phase
+            );
         }
     }
 

@@ -174,10 +174,15 @@ impl Lab {
             .unwrap_or_else(|error| panic!("start the node: {error:#}"))
     }
 
-    /// A pod that logs below the lab.
+    /// A pod that logs below the lab, in a directory made as the kubelet makes it.
+    ///
+    /// # Panics
+    /// When the directory cannot be created.
     #[must_use]
     pub fn pod(&self, name: &str) -> PodBuilder {
-        PodBuilder::new(name, &self.dir().join("logs").join(name).to_string_lossy())
+        let logs = self.dir().join("logs").join(name);
+        fs::create_dir_all(&logs).unwrap_or_else(|e| panic!("create {}: {e}", logs.display()));
+        PodBuilder::new(name, &logs.to_string_lossy())
     }
 
     /// A path below the lab that nothing uses yet.

@@ -224,12 +224,15 @@ fn kept_on_purpose(path: &Path) -> bool {
         "/state/pods",
         "/state/s",
         "/state/runtime",
+        "/state/runtime/k8s.io",
         "/ipam/axil-test",
         "/ipam/axil-test/lock",
         "/ipam/axil-test/last_reserved_ip.0",
         "/ipam/axil-test/last_reserved_ip.1",
     ];
-    fixed.iter().any(|end| text.ends_with(end)) || text.contains("/seccomp")
+    fixed.iter().any(|end| text.ends_with(end)) || text.contains("/.seccomp-cache")
+        // Where the next address is looked for, and the directory of each subnet.
+        || text.contains("/root/network/leases") && (text.ends_with("/last") || path.is_dir())
 }
 
 fn walk(dir: &Path, paths: &mut BTreeSet<PathBuf>) {

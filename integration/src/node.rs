@@ -167,6 +167,8 @@ impl Node {
     /// When it does not end in time.
     pub fn term(&mut self) -> Option<ExitStatus> {
         let mut process = self.process.take()?;
+        // An open connection that nobody reads from would be drained until the daemon's patience ends.
+        self.cri = self.client();
         process.signal(Signal::SIGTERM);
         let status = process.wait(STOP_LIMIT);
         assert!(
@@ -390,7 +392,7 @@ fn configuration(ground: &Ground, metrics_port: u16, options: &NodeOptions) -> R
     let mut text = format!(
         "root = \"{dir}/root\"\nstate = \"{dir}/state\"\nlisten = \"unix://{dir}/axil.sock\"\n\
          [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n\
-         [log]\nlevel = \"debug\"\n\
+         [log]\nlevel = \"info,axild=debug\"\n\
          [cgroups]\ndriver = \"cgroupfs\"\nparent = \"{}\"\n\
          [cni]\nconf_dir = \"{dir}/net.d\"\nbin_dirs = {plugin_dirs:?}\n",
         ground.cgroup()

@@ -36,7 +36,7 @@ pub enum Access {
 pub struct RegistryOptions {
     /// Whom to serve.
     pub access: Access,
-    /// HTTPS with a certificate of [`Registry::certificate`].
+    /// HTTPS with a certificate of [`Registry::authority`].
     pub tls: bool,
 }
 
@@ -93,7 +93,7 @@ impl Registry {
                     "auth:\n  token:\n    realm: {}\n    service: axil-registry\n    \
                      issuer: axil-tokens\n    rootcertbundle: {}\n",
                     server.realm(),
-                    cert.display()
+                    authority_of(&cert).display()
                 ));
                 tokens = Some(server);
             }
@@ -139,10 +139,10 @@ impl Registry {
         )
     }
 
-    /// The certificate of a registry with TLS; it is its own authority.
+    /// The certificate of the authority that vouches for a registry with TLS.
     #[must_use]
-    pub fn certificate(&self) -> &Path {
-        &self.certificate
+    pub fn authority(&self) -> PathBuf {
+        authority_of(&self.certificate)
     }
 
     /// Pushes an image with skopeo and answers its reference.
@@ -192,31 +192,32 @@ fn wait_for(address: &str, process: &mut Running, log: &Path) -> Result<()> {
     }
 }
 
-/// Makes a key and a certificate for loopback that is its own authority.
+/// Makes a key and a certificate for loopback, signed by an authority of its own (`<certificate>.ca`).
 fn make_certificate(certificate: &Path, key: &Path) -> Result<()> {
-    let (certificate, key) = (certificate.to_string_lossy(), key.to_string_lossy());
-    children::read(
-        "openssl",
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-sha256",
-            "-subj",
-            "/CN=axil test registry",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1,DNS:localhost",
-            "-addext",
-            "basicConstraints=critical,CA:TRUE",
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-        ],
-    )?;
+    let authority = authority_of(certificate);
+    let (authority_key, request) = (key.with_extension("ca-key"), key.with_extension("csr"));
+    let extensions = key.with_extension("ext");
+    let text = "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=critical,CA:FALSE\n";
+    fs::write(&extensions, text).with_context(|| format!("write {}", extensions.display()))?;
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let new_key = ["-newkey", "rsa:2048", "-nodes", "-sha256"];
+    let mut sign_authority = vec!["req", "-x509", "-days", "2", "-subj", "/CN=axil test authority"];
+    sign_authority.extend(new_key);
+    let (a, ak) = (path(&authority), path(&authority_key));
+    sign_authority.extend(["-keyout", &ak, "-out", &a]);
+    children::read("openssl", &sign_authority)?;
+    let (k, r, c, e) = (path(key), path(&request), path(certificate), path(&extensions));
+    let mut ask = vec!["req", "-new", "-subj", "/CN=axil test registry", "-keyout", &k, "-out", &r];
+    ask.extend(new_key);
+    children::read("openssl", &ask)?;
+    let sign = [
+        "x509", "-req", "-in", &r, "-CA", &a, "-CAkey", &ak, "-CAcreateserial", "-days", "2",
+        "-sha256", "-extfile", &e, "-out", &c,
+    ];
+    children::read("openssl", &sign)?;
     Ok(())
+}
+
+fn authority_of(certificate: &Path) -> PathBuf {
+    certificate.with_extension("ca")
 }

@@ -44,7 +44,7 @@ fn privileged_images_that_cannot_be_had() {
     refused(node.pull(&digest), &[Code::NotFound], &[&digest]);
     for bad in [
         "",
-        "UPPER/case",
+        "app/UPPER",
         "a b",
         "x:y:z",
         "x@sha256:short",
@@ -364,6 +364,7 @@ fn privileged_a_caller_that_gives_up_is_joined_by_its_retry() {
         .with_deadline(std::time::Duration::from_millis(2));
     let config = lab.pod("slow").build();
     let _gave_up = hasty.run_pod(&config);
+    drop(hasty);
     let id = node.run_pod(&config).unwrap();
     let pods = node.pods(None).unwrap();
     assert_eq!(

@@ -97,7 +97,9 @@ fn privileged_output_is_bounded() {
     let (node, id) = idle(&lab);
     let script = "head -c 20000000 /dev/zero; echo small >&2";
     let done = node.exec(&id, &["/bin/sh", "-c", script], 60).unwrap();
-    assert_eq!((done.exit_code, done.stdout.len()), (0, 16 << 20));
+    // The kubelet takes messages of at most 16 MiB.
+    let size = done.stdout.len() + done.stderr.len();
+    assert!(done.exit_code == 0 && (7 << 20..16 << 20).contains(&size), "{size} bytes");
     assert_eq!(done.stderr, b"small\n");
     lab.close(node);
 }

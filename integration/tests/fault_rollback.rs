@@ -132,6 +132,8 @@ fn assert_undone(lab: &Lab, node: &Node, verb: &str, fault: &str) {
                 "{fault}: {mounts:?}"
             );
         }
+        // The record is what makes an image: after it was written the image is whole.
+        "PullImage" if fault == "PullImage/record=error-after" => {}
         "PullImage" => assert_eq!(node.list_images().unwrap(), [], "{fault}"),
         _ => {}
     }

@@ -207,12 +207,10 @@ fn privileged_a_shim_that_dies_takes_only_its_pod_along() {
         let status = node.pod_status(&lost.id).unwrap();
         (status.state() == PodSandboxState::SandboxNotready).then_some(())
     });
-    let status = node.container_status(&lost_id).unwrap();
-    assert_ne!(
-        status.state(),
-        ContainerState::ContainerRunning,
-        "{status:?}"
-    );
+    eventually("its container is told as not running", || {
+        let status = node.container_status(&lost_id).unwrap();
+        (status.state() != ContainerState::ContainerRunning).then_some(())
+    });
     assert_eq!(
         node.pod_status(&kept.id).unwrap().state(),
         PodSandboxState::SandboxReady

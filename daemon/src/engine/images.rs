@@ -181,6 +181,18 @@ impl Images {
         Ok(())
     }
 
+    /// Frees the layers of images that were removed while a container, which is gone now, used them.
+    ///
+    /// # Errors
+    /// The layers cannot be deleted.
+    pub(super) async fn collect_unless_kept(&self, images: &[String]) -> Result<(), Failure> {
+        let kept = images.iter().all(|id| lock(&self.index).get(id).is_some());
+        if kept {
+            return Ok(());
+        }
+        self.collect().await.map(|_| ())
+    }
+
     /// Deletes every blob and layer that no image, pull or container needs; answers the bytes freed.
     pub(super) async fn collect(&self) -> Result<u64, Failure> {
         let mut roots = Roots {

@@ -150,7 +150,11 @@ impl Engine {
         let Some(id) = self.find_pod(id)? else {
             return Ok(());
         };
-        self.ask(&id, Command::Remove).await.unwrap_or(Ok(()))
+        let containers = self.shared.views.containers();
+        let own = containers.iter().filter(|view| view.pod == id);
+        let images: Vec<String> = own.map(|view| view.record.image.id.clone()).collect();
+        self.ask(&id, Command::Remove).await.unwrap_or(Ok(()))?;
+        self.images.collect_unless_kept(&images).await
     }
 
     /// Makes a container, or joins the attempt that makes the same one.
@@ -213,8 +217,14 @@ impl Engine {
         let Some((pod, container)) = self.find_container(id)? else {
             return Ok(());
         };
+        let view = self.shared.views.container(&container);
+        let images: Vec<String> = view
+            .iter()
+            .map(|view| view.record.image.id.clone())
+            .collect();
         let command = |reply| Command::RemoveContainer(container, reply);
-        self.ask(&pod, command).await.unwrap_or(Ok(()))
+        self.ask(&pod, command).await.unwrap_or(Ok(()))?;
+        self.images.collect_unless_kept(&images).await
     }
 
     /// Sends a command to a pod's driver; `None` when the pod is gone.

@@ -39,10 +39,10 @@ pub async fn start_container(work: Work) -> Result<ContainerRecord, (Failure, Ex
     } = work;
     let mut steps = Steps::begin("StartContainer");
     let result = async {
+        // Taken before the start: a process that ends at once must not end before it began.
+        let started_at = unix_nanos();
         steps.run("start", shim.start(&id, None)).await?;
-        record.phase = ContainerPhase::Running {
-            started_at: unix_nanos(),
-        };
+        record.phase = ContainerPhase::Running { started_at };
         record.timeline.0.extend(steps.timeline().0);
         steps
             .run("running", put_record(&shared, record.clone()))

@@ -75,7 +75,12 @@ async fn signal(work: &Work, signal: i32, all: bool) -> Result<bool, Failure> {
     match work.shim.kill(&work.id, None, signal, all).await {
         Ok(()) => Ok(true),
         // It ended in between: its watcher brings the news.
-        Err(failure) if matches!(failure.class, Class::NotFound | Class::FailedPrecondition) => {
+        Err(failure)
+            if matches!(
+                failure.class,
+                Class::NotFound | Class::FailedPrecondition | Class::Unavailable
+            ) =>
+        {
             let mut ended = work.ended.clone();
             let wait = tokio::time::timeout(work.kill, ended.wait_for(|ended| *ended)).await;
             if wait.is_ok() {

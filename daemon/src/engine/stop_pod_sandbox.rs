@@ -113,7 +113,8 @@ async fn end_containers(
     let mut first = None;
     for (id, _) in &alive {
         if let Err(failure) = shim.kill(id, None, 9, true).await
-            && failure.class != Class::NotFound
+            // A task or shim that is gone has nothing to kill; the shim's end kills what is left.
+            && !matches!(failure.class, Class::NotFound | Class::Unavailable)
         {
             tracing::warn!(container.id = %id, error = %failure, "a container was not killed");
             first = first.or(Some(failure));

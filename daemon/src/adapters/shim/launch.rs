@@ -9,7 +9,7 @@ use std::time::Duration;
 use axil_proto::ids::PodId;
 use axil_proto::keys;
 use axil_proto::shim::bootstrap::BootstrapParams;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use prost::Message as _;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
@@ -173,10 +173,12 @@ async fn run(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true);
     let mut child = command
         .spawn()
         .map_err(|error| run_failure("run", &options.shim, &error))?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok());
     let talk = async {
         if let Some(mut stdin) = child.stdin.take() {
             match stdin.write_all(&input).await {
@@ -190,6 +192,10 @@ async fn run(
     let output = match tokio::time::timeout(COMMAND, talk).await {
         Ok(output) => output.map_err(|error| run_failure("run", &options.shim, &error))?,
         Err(_) => {
+            if let Some(group) = group {
+                // Its children go with it. Ignored: they may be gone already.
+                let _gone = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+            }
             let message = format!("the shim's {action} took more than {COMMAND:?}");
             return Err(Failure::new(Class::DeadlineExceeded, message));
         }

@@ -15,8 +15,8 @@
 //!    │◄──────────────────────────────────────── Ready | Failed ─┤
 //! ```
 //!
-//! Each packet is one message: a tag byte and a payload. End of file means that the other side died. After
-//! `Ready` init waits on `start.sock` (see `gate`), an exec'd process calls execve at once.
+//! Each packet is one message: a tag byte and a payload. End of file after `Ready` means that the other side
+//! has let go of everything it does not need, before it that it died. After `Ready` init waits on `start.sock` (see `gate`), an exec'd process calls execve at once.
 
 use std::io;
 use std::marker::PhantomData;

@@ -310,7 +310,15 @@ fn watch_init(
     channel.send(&ToChild::Proceed).map_err(talk)?;
     loop {
         match channel.receive().map_err(talk)? {
-            Some(ToParent::Ready) => return Ok(()),
+            Some(ToParent::Ready) => {
+                // Init closes its end last: from then on it holds only what its program will have.
+                return match channel.receive().map_err(talk)? {
+                    None => Ok(()),
+                    Some(other) => Err(ProcessError::Child {
+                        reason: format!("unexpected {other:?}"),
+                    }),
+                };
+            }
             Some(ToParent::Warning(text)) => log.warn(&text),
             Some(ToParent::RunHooks) => {
                 let state = state_text(record, "creating");

@@ -331,3 +331,30 @@ pub(crate) fn process_file(bundle: &Bundle, document: &Value) -> String {
     file.write_all(document.to_string().as_bytes()).unwrap();
     path.to_str().unwrap().to_owned()
 }
+
+/// The process that adopts orphans here: init, or a subreaper above this test.
+pub(crate) fn adopter() -> i32 {
+    let script = "sleep 5 >/dev/null 2>&1 & echo $!";
+    let output = Command::new("/bin/sh")
+        .args(["-c", script])
+        .output()
+        .unwrap();
+    let orphan: i32 = String::from_utf8_lossy(&output.stdout)
+        .trim()
+        .parse()
+        .unwrap();
+    let parent = parent_of(orphan);
+    let pid = rustix::process::Pid::from_raw(orphan).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    parent
+}
+
+/// The parent of a process.
+pub(crate) fn parent_of(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .unwrap();
+    line.trim().parse().unwrap()
+}

@@ -201,18 +201,53 @@ fn make_certificate(certificate: &Path, key: &Path) -> Result<()> {
     fs::write(&extensions, text).with_context(|| format!("write {}", extensions.display()))?;
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let new_key = ["-newkey", "rsa:2048", "-nodes", "-sha256"];
-    let mut sign_authority = vec!["req", "-x509", "-days", "2", "-subj", "/CN=axil test authority"];
+    let mut sign_authority = vec![
+        "req",
+        "-x509",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=axil test authority",
+    ];
     sign_authority.extend(new_key);
     let (a, ak) = (path(&authority), path(&authority_key));
     sign_authority.extend(["-keyout", &ak, "-out", &a]);
     children::read("openssl", &sign_authority)?;
-    let (k, r, c, e) = (path(key), path(&request), path(certificate), path(&extensions));
-    let mut ask = vec!["req", "-new", "-subj", "/CN=axil test registry", "-keyout", &k, "-out", &r];
+    let (k, r, c, e) = (
+        path(key),
+        path(&request),
+        path(certificate),
+        path(&extensions),
+    );
+    let mut ask = vec![
+        "req",
+        "-new",
+        "-subj",
+        "/CN=axil test registry",
+        "-keyout",
+        &k,
+        "-out",
+        &r,
+    ];
     ask.extend(new_key);
     children::read("openssl", &ask)?;
     let sign = [
-        "x509", "-req", "-in", &r, "-CA", &a, "-CAkey", &ak, "-CAcreateserial", "-days", "2",
-        "-sha256", "-extfile", &e, "-out", &c,
+        "x509",
+        "-req",
+        "-in",
+        &r,
+        "-CA",
+        &a,
+        "-CAkey",
+        &ak,
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-sha256",
+        "-extfile",
+        &e,
+        "-out",
+        &c,
     ];
     children::read("openssl", &sign)?;
     Ok(())

@@ -170,7 +170,7 @@ fn privileged_containers_that_cannot_be() {
             container_path: String::new(),
             host_path: "/tmp".to_owned(),
             ..Mount::default()
-        })
+        });
     });
     refused(
         node.create_in(&pod, &relative),

@@ -230,10 +230,7 @@ fn privileged_capabilities_and_privileges_are_confined() {
     // The fourteen capabilities containers have by default.
     assert_eq!(word(&default, "CapEff"), "00000000a80425fb");
     assert_eq!(word(&default, "Seccomp"), "2");
-    assert_eq!(
-        node.sh(&default, "head -c 1 /proc/kcore | wc -c"),
-        "0"
-    );
+    assert_eq!(node.sh(&default, "head -c 1 /proc/kcore | wc -c"), "0");
     assert_eq!(
         node.sh(&default, "echo 1 > /proc/sysrq-trigger || echo refused"),
         "refused"

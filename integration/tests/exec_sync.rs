@@ -99,7 +99,10 @@ fn privileged_output_is_bounded() {
     let done = node.exec(&id, &["/bin/sh", "-c", script], 60).unwrap();
     // The kubelet takes messages of at most 16 MiB.
     let size = done.stdout.len() + done.stderr.len();
-    assert!(done.exit_code == 0 && (7 << 20..16 << 20).contains(&size), "{size} bytes");
+    assert!(
+        done.exit_code == 0 && (7 << 20..16 << 20).contains(&size),
+        "{size} bytes"
+    );
     assert_eq!(done.stderr, b"small\n");
     lab.close(node);
 }

@@ -42,7 +42,10 @@ pub fn rules() -> Result<Vec<String>> {
         for (kind, body) in item.as_object().into_iter().flatten() {
             match kind.as_str() {
                 // The subnets pods get addresses from are the node's, not a pod's.
-                "set" if body["name"].as_str().is_some_and(|name| name.starts_with("subnets")) => {}
+                "set"
+                    if body["name"]
+                        .as_str()
+                        .is_some_and(|name| name.starts_with("subnets")) => {}
                 "set" | "map" => {
                     for element in body["elem"].as_array().into_iter().flatten() {
                         lines.push(format!("nft element of {}: {element}", place(body, "name")));

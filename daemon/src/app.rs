@@ -163,7 +163,7 @@ fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc
     make_private_dir(&sockets)?;
     let shims = ShimProcesses::new(ShimOptions {
         shim: binaries.shim,
-        runtime: binaries.runtime.clone(),
+        runtime: binaries.runtime,
         runtime_root: config.state.join("runtime"),
         sockets,
     });
@@ -180,7 +180,7 @@ fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc
         ports,
         views: crate::engine::views::Views::default(),
         host: crate::host::facts(),
-        sandbox_binary: binaries.runtime,
+        sandbox_binary: binaries.sandbox,
         metrics: Arc::clone(metrics),
         bounds: Bounds::default(),
         index: std::sync::Mutex::default(),
@@ -211,9 +211,10 @@ fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> 
         builtin: axil_cni::BuiltinOptions {
             enabled: config.network.enabled,
             bridge: config.network.bridge.clone(),
+            // Two daemons on one machine have bridges of their own, so their rules must be apart as well.
+            table: config.network.bridge.clone(),
             subnets,
             mtu: Some(config.network.mtu).filter(|&mtu| mtu > 0),
-            ..axil_cni::BuiltinOptions::default()
         },
     })
 }
@@ -222,11 +223,15 @@ fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> 
 struct Binaries {
     shim: PathBuf,
     runtime: PathBuf,
+    /// The sandbox process of pods with a shared PID namespace: always the bundled runtime's binary,
+    /// which is static and knows how to be one, whatever runtime runs the containers.
+    sandbox: PathBuf,
 }
 
 impl Binaries {
     fn find(config: &Config) -> anyhow::Result<Self> {
         let beside = std::env::current_exe().context("find axild's own path")?;
+        let sandbox = beside.with_file_name(keys::RUNTIME_BINARY);
         let find = |key: &str, given: &Path, name: &str| {
             let path = if given.as_os_str().is_empty() {
                 beside.with_file_name(name)
@@ -247,6 +252,7 @@ impl Binaries {
                 &config.runtime.binary,
                 keys::RUNTIME_BINARY,
             )?,
+            sandbox,
         })
     }
 }

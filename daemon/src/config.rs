@@ -513,6 +513,11 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_configuration_is_the_default_one() {
+        assert_eq!(include_str!("../../packaging/config.toml"), default_file());
+    }
+
+    #[test]
     fn a_file_overrides_single_keys() {
         let config = load("state = '/s'\n[images]\nprogress_timeout = '2m'").unwrap();
         assert_eq!(config.state, Path::new("/s"));

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::images::{Images, name_of};
 use super::steps::Steps;
 use super::{lock, spawn};
-use crate::domain::failure::{Class, Failure};
+use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::config::ImageConfig;
 use crate::domain::image::manifest::{ImageManifest, Platform, Step, Walk};
 use crate::domain::image::reference::Reference;
@@ -116,18 +116,13 @@ async fn sequence(
 async fn choose_manifest(
     remote: &dyn RemoteImage,
 ) -> Result<(ImageManifest, Digest, Vec<u8>), Failure> {
-    let invalid = |error: &dyn std::error::Error| {
-        Failure::new(Class::InvalidArgument, format!("image document: {error}"))
-    };
     let mut walk = Walk::new(Platform::host());
     let mut digest = remote.digest().clone();
     let mut media_type = remote.media_type().to_owned();
     let mut bytes = remote.bytes().to_vec();
     loop {
-        match walk
-            .accept(&digest, &media_type, &bytes)
-            .map_err(|error| invalid(&error))?
-        {
+        let step = walk.accept(&digest, &media_type, &bytes);
+        match step.map_err(|error| Failure::new(error.class(), chain(&error)))? {
             Step::Image { digest, manifest } => return Ok((manifest, digest, bytes)),
             Step::Fetch(descriptor) => {
                 bytes = remote.document(&descriptor).await?;
@@ -143,18 +138,11 @@ async fn fetch_config(
     manifest: &ImageManifest,
 ) -> Result<(ImageConfig, Vec<u8>), Failure> {
     let bytes = remote.document(&manifest.config).await?;
-    let config = ImageConfig::parse(&bytes, manifest.layers.len()).map_err(|error| {
-        Failure::new(
-            Class::InvalidArgument,
-            crate::domain::failure::chain(&error),
-        )
-    })?;
-    config.check_platform(&Platform::host()).map_err(|error| {
-        Failure::new(
-            Class::InvalidArgument,
-            crate::domain::failure::chain(&error),
-        )
-    })?;
+    let config = ImageConfig::parse(&bytes, manifest.layers.len())
+        .map_err(|error| Failure::new(error.class(), chain(&error)))?;
+    config
+        .check_platform(&Platform::host())
+        .map_err(|error| Failure::new(error.class(), chain(&error)))?;
     if config.dropped_labels > 0 {
         tracing::warn!(
             count = config.dropped_labels,

@@ -482,8 +482,10 @@ impl PodDriver {
             }
             return container.waiting.push(Command::RemoveContainer(id, reply));
         }
-        if container.record.phase.is_running() {
-            // Removal ends a running container at once, then comes back here.
+        let alive = container.record.phase.is_running()
+            || container.record.phase == ContainerPhase::Created;
+        if alive && shim.is_some() {
+            // Removal ends a container at once, then comes back here when its end is recorded.
             container
                 .waiting
                 .push(Command::RemoveContainer(id.clone(), reply));

@@ -40,16 +40,9 @@ pub async fn remove_container(work: Work) -> Result<(), Failure> {
     } = work;
     let ports = &shared.ports;
     let mut steps = Steps::begin("RemoveContainer");
-    let created = record.phase.exit().is_none();
     steps.run("record", put_record(&shared, record)).await?;
     let end = async {
         let Some(shim) = &shim else { return Ok(()) };
-        if created {
-            // A container that was never started still has its process, waiting.
-            // Ignored: `delete` reports what matters, and forgives a missing task.
-            let _gone = shim.kill(&id, None, 9, true).await;
-            let _ended = tokio::time::timeout(shared.bounds.kill, shim.wait(&id, None)).await;
-        }
         shim.delete(&id, None).await
     };
     steps.run("task", end).await?;

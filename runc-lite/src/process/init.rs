@@ -89,6 +89,9 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
     }
     rustix::process::setsid().map_err(|e| format!("cannot make a session: {e}"))?;
     enter_namespaces(inheritance)?;
+    // Mount points and devices get the modes they are made with, whatever the caller's mask is; the
+    // container's own mask is set before its program runs.
+    rustix::process::umask(rustix::fs::Mode::empty());
     let root = build_rootfs(inheritance, channel)?;
     if !plan.hostname.is_empty() {
         rustix::system::sethostname(plan.hostname.as_bytes())

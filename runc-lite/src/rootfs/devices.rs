@@ -44,12 +44,9 @@ pub fn make_devices(
         Some(dev) => dev,
         None => root.make_directory("/dev", 0o755)?,
     };
-    let old_mask = rustix::process::umask(Mode::empty());
-    let made = devices
+    devices
         .iter()
-        .try_for_each(|device| make_device(root, &dev, device));
-    rustix::process::umask(old_mask);
-    made?;
+        .try_for_each(|device| make_device(root, &dev, device))?;
     make_links(&dev)
 }
 

@@ -47,6 +47,9 @@ impl Pod {
     }
 
     pub(crate) async fn delete_task(&self, task: &Task) -> Result<Deleted, VerbError> {
+        // Every wait below has a bound, and so has this one.
+        let _turn = task.deleting.lock().await;
+        self.tasks.get(&task.id)?;
         let init = &task.init;
         if init.phase() == Phase::Created {
             kill_task(task, SignalNumber::KILL, true).await?;

@@ -44,6 +44,8 @@ pub struct Task {
     pub init: Arc<Process>,
     /// Set when `create` is done.
     pub details: OnceLock<Details>,
+    /// Held while it is being deleted: a second delete waits for the first one's result.
+    pub deleting: tokio::sync::Mutex<()>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     exec_number: AtomicU64,
     exec_cgroup_refused: AtomicBool,
@@ -67,6 +69,7 @@ impl Task {
             is_sandbox: false,
             init: Arc::new(init),
             details: OnceLock::new(),
+            deleting: tokio::sync::Mutex::const_new(()),
             execs: Mutex::default(),
             exec_number: AtomicU64::new(0),
             exec_cgroup_refused: AtomicBool::new(false),

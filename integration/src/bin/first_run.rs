@@ -174,7 +174,7 @@ fn show(ground: &Ground, node: &Node, reference: &str, image: &Image) -> Result<
     let logs = ground.dir().join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
     let pod = PodBuilder::new("first", &logs.to_string_lossy())
-        .cgroup_parent(&format!("{}/pod-first", ground.cgroup()))
+        .cgroup_parent(ground.cgroup())
         .host_port(HOST_PORT, 80);
     let pod = step("run a pod", || node.up(&pod).context("run the pod"))?;
     let container = ContainerBuilder::new("web", reference);

@@ -383,6 +383,8 @@ fn explain_use(ground: &Ground, node: &Node, ip: &str) -> Result<()> {
     let socket = node.socket();
     let endpoint = format!("unix://{}", socket.display());
     let enter = format!("nsenter --target {} --mount --net", node.pid());
+    let manifests = ground.dir().join("manifests");
+    fs::create_dir_all(&manifests).with_context(|| format!("create {}", manifests.display()))?;
     let file = ground.dir().join("kubelet.yaml");
     fs::write(&file, kubelet_configuration(ground))
         .with_context(|| format!("write {}", file.display()))?;
@@ -390,7 +392,7 @@ fn explain_use(ground: &Ground, node: &Node, ip: &str) -> Result<()> {
     out(format!("  crictl --runtime-endpoint {endpoint} ps"));
     out(format!("  {enter} curl http://{ip}/"));
     out(format!(
-        "  curl through its namespace for metrics: {enter} curl http://127.0.0.1:{}/metrics",
+        "  {enter} curl http://127.0.0.1:{}/metrics",
         node.metrics_port()
     ));
     out(format!(
@@ -398,7 +400,10 @@ fn explain_use(ground: &Ground, node: &Node, ip: &str) -> Result<()> {
         file.display(),
         ground.dir().display()
     ));
-    out("It runs in namespaces of its own; that is why some lines begin with nsenter.");
+    out(
+        "It runs in namespaces of its own; that is why some lines begin with nsenter. The kubelet runs the\n\
+         pods whose manifests lie in the manifests directory beside its configuration.",
+    );
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
 use crate::config::Config;
-use crate::cri::{ImageCalls, RuntimeCalls};
+use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
 use crate::engine::images::Images;
 use crate::engine::spawn::spawn;
 use crate::engine::{Bounds, Engine, Ports, Shared};
@@ -101,6 +101,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        .layer(tower_layer::layer_fn(Deadline::new))
         .add_service(runtime)
         .add_service(images)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {

@@ -1,9 +1,11 @@
 //! The CRI services: each method converts, calls the engine, and converts back.
 
 pub mod convert;
+mod deadline;
 mod image_service;
 mod runtime_service;
 mod status;
 
+pub use deadline::Deadline;
 pub use image_service::ImageCalls;
 pub use runtime_service::RuntimeCalls;

@@ -140,6 +140,16 @@ impl ExecCgroup {
         self.parent.tree.join(&self.name)
     }
 
+    /// Whether a process is in this group; one that has ended counts as if it had been.
+    #[must_use]
+    pub fn holds(&self, pid: u32) -> bool {
+        let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+            return true;
+        };
+        let tail = format!("/{}", self.name);
+        groups.lines().any(|line| line.ends_with(&tail))
+    }
+
     /// Sends `signal` to every process of the exec.
     pub fn signal_all(&self, signal: SignalNumber) {
         let mut pids = Vec::new();

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::domain::failure::Failure;
 
@@ -12,7 +13,10 @@ use crate::domain::failure::Failure;
 /// # Errors
 /// Whatever the file system says, with the path; nothing of the attempt stays.
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let partial = path.with_extension("partial");
+    // A name of its own for each writer: two at once must not mix their bytes.
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_extension(format!("{writer}.partial"));
     let write = || -> io::Result<()> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);

@@ -100,6 +100,8 @@ struct Container {
     lane: Lane,
     waiting: Vec<Command>,
     ended: watch::Sender<bool>,
+    /// The end of a process whose start is still being recorded: a record has one writer at a time.
+    early_exit: Option<(crate::ports::TaskExit, ExitSeen)>,
 }
 
 impl Container {
@@ -201,6 +203,7 @@ impl PodDriver {
                     lane: Lane::Idle,
                     waiting: Vec::new(),
                     ended,
+                    early_exit: None,
                 },
             );
             lock(&shared.index).own_container(id.clone(), driver.id.clone());
@@ -353,6 +356,7 @@ impl PodDriver {
             lane: Lane::Creating(vec![creation.reply]),
             waiting: Vec::new(),
             ended: watch::Sender::new(false),
+            early_exit: None,
         };
         self.containers.insert(id.clone(), container);
         lock(&self.shared.index).own_container(id.clone(), self.id.clone());
@@ -655,12 +659,7 @@ impl PodDriver {
         };
         let answer_all = match result {
             Ok(record) => {
-                // The process may have ended before its start was told.
-                if container.record.phase == ContainerPhase::Starting {
-                    container.record = record;
-                } else {
-                    container.record.timeline = record.timeline;
-                }
+                container.record = record;
                 self.publish_container(id);
                 Ok(())
             }
@@ -669,6 +668,13 @@ impl PodDriver {
                 Err(failure)
             }
         };
+        let early = self
+            .containers
+            .get_mut(id)
+            .and_then(|one| one.early_exit.take());
+        if let Some((exit, seen)) = early {
+            self.exited(id, exit, seen);
+        }
         for reply in waiters {
             answer(reply, answer_all.clone());
         }
@@ -717,14 +723,14 @@ impl PodDriver {
     }
 
     fn exited(&mut self, id: &ContainerId, exit: crate::ports::TaskExit, seen: ExitSeen) {
-        let Some(container) = self.containers.get(id) else {
+        let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let started_at = match &container.record.phase {
-            // The exit overtook the answer of StartContainer.
-            ContainerPhase::Starting => exit.exited_at,
-            phase => phase.started_at(),
-        };
+        if matches!(container.lane, Lane::Starting(_)) {
+            container.early_exit = Some((exit, seen));
+            return;
+        }
+        let started_at = container.record.phase.started_at();
         let mut exit = crate::ports::exit_of(exit, started_at);
         if seen == ExitSeen::No {
             exit.reason = ExitReason::Unknown;

@@ -51,6 +51,8 @@ pub async fn kill_task(task: &Task, signal: SignalNumber, all: bool) -> Result<(
     match task.cgroup() {
         // The kernel ends the others with the first of a PID namespace, but not while it is frozen.
         Some(cgroup) if kills && (all || frozen || !task.has_own_pid_namespace()) => {
+            // Its first process in any case; it may have ended, which is no failure.
+            let _ended = process.signal(signal);
             if cgroup.kill_all().await {
                 Ok(())
             } else {
@@ -73,6 +75,8 @@ async fn kill_exec(process: &Process, signal: SignalNumber, all: bool) -> Result
     // What an exec started may outlive it, so `all` also serves one that has ended.
     match process.cgroup() {
         Some(cgroup) if signal == SignalNumber::KILL => {
+            // Its first process in any case; it may have ended, which is no failure.
+            let _ended = process.signal(signal);
             if cgroup.kill_all().await {
                 Ok(())
             } else {

@@ -89,14 +89,21 @@ impl Pod {
             }
             other => other,
         };
-        let used = cgroup.filter(|_| started.is_ok() && !task.refuses_exec_cgroup());
-        match (started, used) {
-            (Ok((pid, exit)), used) => {
-                process.set_cgroup(used);
-                Ok((pid, Some(exit)))
+        let (pid, exit) = started?;
+        if let Some(cgroup) = cgroup.filter(|_| !task.refuses_exec_cgroup()) {
+            if cgroup.holds(pid) {
+                process.set_cgroup(Some(cgroup));
+            } else {
+                // Some runtimes take the option and mean another group by it.
+                log::warn(format_args!(
+                    "exec {:?} is not in its own cgroup",
+                    process.id
+                ));
+                task.refuse_exec_cgroup();
+                cgroup.release().await;
             }
-            (Err(error), _) => Err(error),
         }
+        Ok((pid, Some(exit)))
     }
 
     async fn run_exec(

@@ -51,8 +51,6 @@ pub async fn kill_task(task: &Task, signal: SignalNumber, all: bool) -> Result<(
     match task.cgroup() {
         // The kernel ends the others with the first of a PID namespace, but not while it is frozen.
         Some(cgroup) if kills && (all || frozen || !task.has_own_pid_namespace()) => {
-            // Its first process in any case; it may have ended, which is no failure.
-            let _ended = process.signal(signal);
             if cgroup.kill_all().await {
                 Ok(())
             } else {

@@ -209,10 +209,12 @@ impl RuntimeService for RuntimeCalls {
                 let sandbox = view.record.phase.sandbox();
                 info = json_info(&serde_json::json!({
                     "timeline": view.record.timeline,
-                    "phase": view.record.phase.name(),
-                    "pid": sandbox.and_then(|sandbox| sandbox.pid),
-                    "shim": sandbox.map(|sandbox| &sandbox.shim_address),
-                    "namespaces": { "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
+                    "info": {
+                        "phase": view.record.phase.name(),
+                        "pid": sandbox.and_then(|sandbox| sandbox.pid),
+                        "shim": sandbox.map(|sandbox| &sandbox.shim_address),
+                        "namespaces": { "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
+                    },
                 }));
             }
             Ok(cri::PodSandboxStatusResponse {
@@ -339,11 +341,17 @@ impl RuntimeService for RuntimeCalls {
                 .unwrap_or_default();
             let mut info = HashMap::new();
             if request.verbose {
+                let bundle = self.engine.bundle(&view);
+                let running = view.record.phase.is_running();
+                let pid = crate::host::read_pid_file(&bundle.join("init.pid")).ok();
                 info = json_info(&serde_json::json!({
                     "timeline": view.record.timeline,
-                    "phase": view.record.phase.name(),
-                    "sandboxID": view.pod.as_str(),
-                    "bundle": self.engine.bundle(&view),
+                    "info": {
+                        "phase": view.record.phase.name(),
+                        "pid": pid.filter(|_| running),
+                        "sandboxID": view.pod.as_str(),
+                        "bundle": bundle,
+                    },
                 }));
             }
             Ok(cri::ContainerStatusResponse {

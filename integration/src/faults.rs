@@ -62,8 +62,14 @@ esac
         let body = format!(
             r#"mode=$(cat "$0.mode")
 for word in "$@"; do
+  [ "$before" = --log ] && log=$word
+  before=$word
   case "$word" in
-  "$mode") echo "the runtime was told to fail at $mode" >&2; exit 1 ;;
+  "$mode")
+    message="the runtime was told to fail at $mode"
+    echo "$message" >&2
+    printf '{{"level":"error","msg":"%s","time":"2026-01-01T00:00:00Z"}}\n' "$message" >>"$log"
+    exit 1 ;;
   create|start|kill|delete|exec|state|run|features) break ;;
   esac
 done

@@ -1,3 +1,5 @@
+//! Tests of the plan: what config.json is refused for, and what it becomes.
+
 use serde_json::{Value, json};
 
 use super::*;

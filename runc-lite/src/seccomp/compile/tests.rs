@@ -1,3 +1,5 @@
+//! Tests of the compiler: its programs are run by an interpreter and must decide as the profile says.
+
 use serde_json::{Value, json};
 
 use super::super::names::Arch;

@@ -28,6 +28,7 @@ mod document;
 mod error;
 mod exchange;
 mod hosts;
+#[cfg(test)]
 mod image;
 mod origin;
 mod redact;
@@ -40,7 +41,8 @@ pub use blob::BlobStream;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::{Cause, Problem, RegistryError};
 pub use hosts::HostsError;
-pub use image::{FetchImageError, FetchedDocument, FetchedImage};
+#[cfg(test)]
+pub(crate) use image::FetchImageError;
 pub use origin::UrlProblem;
 pub use source::Source;
 pub use transport::ProxyOptions;

@@ -1,5 +1,5 @@
-//! A whole image's documents in one call: from the reference through indexes to the manifest for a
-//! platform and its config. Layers are left to the caller.
+//! For tests of the client: a whole image's documents in one call. The daemon walks them itself, step by
+//! step (`engine/pull_image.rs`).
 
 use axil_snapshotter::Digest;
 

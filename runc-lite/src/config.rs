@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// The whole document.
@@ -99,10 +99,21 @@ pub struct Mount {
     pub kind: String,
     pub source: String,
     pub options: Vec<String>,
-    #[serde(rename = "uidMappings")]
-    pub uid_mappings: Vec<serde_json::Value>,
-    #[serde(rename = "gidMappings")]
-    pub gid_mappings: Vec<serde_json::Value>,
+    #[serde(rename = "uidMappings", deserialize_with = "null_as_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(rename = "gidMappings", deserialize_with = "null_as_default")]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+/// One range of a user namespace or of an id-mapped mount.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -128,8 +139,10 @@ pub struct Hook {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Linux {
-    pub uid_mappings: Vec<serde_json::Value>,
-    pub gid_mappings: Vec<serde_json::Value>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub gid_mappings: Vec<IdMapping>,
     pub sysctl: BTreeMap<String, String>,
     pub resources: Option<Resources>,
     pub cgroups_path: String,
@@ -144,7 +157,25 @@ pub struct Linux {
     pub intel_rdt: Option<serde_json::Value>,
     pub memory_policy: Option<serde_json::Value>,
     pub personality: Option<Personality>,
-    pub time_offsets: BTreeMap<String, serde_json::Value>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
+}
+
+/// How far a clock of a time namespace is ahead of the host's.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    pub secs: i64,
+    pub nanosecs: u32,
+}
+
+/// Callers written in Go spell "nothing" as `null` too.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Default, Deserialize)]

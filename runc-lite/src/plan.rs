@@ -17,6 +17,10 @@ pub struct Plan {
     pub rootfs: RootfsPlan,
     /// Namespaces to make and to join.
     pub namespaces: Namespaces,
+    /// Ids of the user namespace; empty when it is joined and the document does not repeat them.
+    pub id_mappings: IdMappings,
+    /// Clocks of a new time namespace that differ from the host's.
+    pub time_offsets: Vec<TimeOffset>,
     /// Empty: leave the host name alone.
     pub hostname: String,
     /// Empty: leave the NIS domain name alone.
@@ -108,6 +112,10 @@ pub enum NamespaceKind {
     Ipc,
     /// The view of the cgroup tree.
     Cgroup,
+    /// User and group ids, capabilities.
+    User,
+    /// The monotonic and the boot-time clock.
+    Time,
 }
 
 impl NamespaceKind {
@@ -121,6 +129,8 @@ impl NamespaceKind {
             NamespaceKind::Uts => 0x0400_0000,
             NamespaceKind::Ipc => 0x0800_0000,
             NamespaceKind::Cgroup => 0x0200_0000,
+            NamespaceKind::User => 0x1000_0000,
+            NamespaceKind::Time => 0x0000_0080,
         }
     }
 
@@ -134,6 +144,8 @@ impl NamespaceKind {
             NamespaceKind::Uts => "uts",
             NamespaceKind::Ipc => "ipc",
             NamespaceKind::Cgroup => "cgroup",
+            NamespaceKind::User => "user",
+            NamespaceKind::Time => "time",
         }
     }
 
@@ -147,6 +159,8 @@ impl NamespaceKind {
             NamespaceKind::Uts => "uts",
             NamespaceKind::Ipc => "ipc",
             NamespaceKind::Cgroup => "cgroup",
+            NamespaceKind::User => "user",
+            NamespaceKind::Time => "time",
         }
     }
 }
@@ -183,6 +197,93 @@ impl Namespaces {
     }
 }
 
+/// Consecutive ids of a user namespace and what they are outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMapping {
+    /// First id inside; on an id-mapped mount the first id on disk.
+    pub container: u32,
+    /// First id outside, as the runtime's own user namespace numbers it.
+    pub host: u32,
+    /// How many, at least one.
+    pub size: u32,
+}
+
+/// The user and group ids of a user namespace or an id-mapped mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMappings {
+    /// User ids.
+    pub uids: Vec<IdMapping>,
+    /// Group ids.
+    pub gids: Vec<IdMapping>,
+}
+
+impl IdMappings {
+    /// What user `id` of the container is outside; `None` when it is not mapped.
+    #[must_use]
+    pub fn host_uid(&self, id: u32) -> Option<u32> {
+        outside(&self.uids, id)
+    }
+
+    /// What group `id` of the container is outside; `None` when it is not mapped.
+    #[must_use]
+    pub fn host_gid(&self, id: u32) -> Option<u32> {
+        outside(&self.gids, id)
+    }
+
+    /// Whether nothing is mapped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
+}
+
+fn outside(mappings: &[IdMapping], id: u32) -> Option<u32> {
+    mappings.iter().find_map(|mapping| {
+        let offset = id.checked_sub(mapping.container)?;
+        (offset < mapping.size).then(|| mapping.host.checked_add(offset))?
+    })
+}
+
+/// How far a clock of the container is ahead of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeOffset {
+    /// Which.
+    pub clock: OffsetClock,
+    /// Whole seconds, negative when it is behind.
+    pub seconds: i64,
+    /// 0 to 999999999, added to the seconds.
+    pub nanoseconds: u32,
+}
+
+/// A clock that a time namespace has of its own, see time_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffsetClock {
+    /// `CLOCK_MONOTONIC`.
+    Monotonic,
+    /// `CLOCK_BOOTTIME`.
+    Boottime,
+}
+
+impl OffsetClock {
+    /// The name in the document and in `/proc/<pid>/timens_offsets`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            OffsetClock::Monotonic => "monotonic",
+            OffsetClock::Boottime => "boottime",
+        }
+    }
+}
+
+/// How the ids of a bind are translated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdmapPlan {
+    /// With all mounts below it.
+    pub recursive: bool,
+    /// `None`: as in the container's user namespace.
+    pub mappings: Option<IdMappings>,
+}
+
 /// One mount.
 #[derive(Debug, Clone)]
 pub struct MountPlan {
@@ -198,6 +299,8 @@ pub struct MountPlan {
     pub recursive_attributes: MountAttributes,
     /// Propagation changes, in order, after attaching.
     pub propagation: Vec<Propagation>,
+    /// Translation of ids; binds only.
+    pub idmap: Option<IdmapPlan>,
 }
 
 /// What is mounted.

@@ -1,6 +1,7 @@
 //! config.json → [`Plan`]: every rejection happens here, before any side effect; nothing here touches the system.
 
 mod mounts;
+mod namespaces;
 mod process;
 mod resources;
 
@@ -80,12 +81,15 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
     let process = plan_process(process, warnings)?;
     let linux = config.linux.ok_or(SpecError::Missing { field: "linux" })?;
     refuse_unsupported(&linux)?;
-    let namespaces = plan_namespaces(&linux)?;
+    let namespaces = namespaces::plan_namespaces(&linux)?;
+    let id_mappings = namespaces::plan_id_mappings(&linux, &namespaces)?;
+    let time_offsets = namespaces::plan_time_offsets(&linux, &namespaces)?;
     check_names(&config.hostname, &config.domainname, &namespaces)?;
     let mut mounts = Vec::with_capacity(config.mounts.len());
     for (index, mount) in config.mounts.iter().enumerate() {
         mounts.push(mounts::plan_mount(index, mount, warnings)?);
     }
+    namespaces::check_ids(&id_mappings, &namespaces, &process, &mounts)?;
     let hooks = config.hooks.unwrap_or_default();
     check_hooks(&hooks)?;
     let devices = plan_devices(&linux.devices)?;
@@ -118,6 +122,8 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
             .map(plan_personality)
             .transpose()?,
         namespaces,
+        id_mappings,
+        time_offsets,
     })
 }
 
@@ -147,67 +153,16 @@ fn check_text(field: impl Into<String>, value: &str) -> Result<(), SpecError> {
 
 fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
     let later = "it comes with a later version of runc-lite";
-    if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
-        return Err(unsupported(
-            "linux.uidMappings",
-            "user namespaces come with a later version",
-        ));
-    }
     if linux.intel_rdt.is_some() {
         return Err(unsupported("linux.intelRdt", later));
     }
     if linux.memory_policy.is_some() {
         return Err(unsupported("linux.memoryPolicy", later));
     }
-    if !linux.time_offsets.is_empty() {
-        return Err(unsupported("linux.timeOffsets", later));
-    }
     if !linux.net_devices.is_empty() {
         return Err(unsupported("linux.netDevices", later));
     }
     Ok(())
-}
-
-fn plan_namespaces(linux: &Linux) -> Result<Namespaces, SpecError> {
-    let mut planned = Namespaces::default();
-    for (index, namespace) in linux.namespaces.iter().enumerate() {
-        let field = format!("linux.namespaces[{index}].type");
-        let kind = match namespace.kind.as_str() {
-            "pid" => NamespaceKind::Pid,
-            "network" => NamespaceKind::Network,
-            "mount" => NamespaceKind::Mount,
-            "uts" => NamespaceKind::Uts,
-            "ipc" => NamespaceKind::Ipc,
-            "cgroup" => NamespaceKind::Cgroup,
-            "user" | "time" => {
-                return Err(unsupported(
-                    field,
-                    format!("{} namespaces come with a later version", namespace.kind),
-                ));
-            }
-            other => return Err(invalid(field, other, "is not a namespace type")),
-        };
-        if planned.separates(kind) {
-            return Err(invalid(field, kind.name(), "is listed twice"));
-        }
-        if namespace.path.is_empty() {
-            planned.new.push(kind);
-        } else {
-            let field = format!("linux.namespaces[{index}].path");
-            check_text(&field, &namespace.path)?;
-            if !namespace.path.starts_with('/') {
-                return Err(invalid(field, &namespace.path, "is not absolute"));
-            }
-            planned.join.push((kind, PathBuf::from(&namespace.path)));
-        }
-    }
-    if !planned.separates(NamespaceKind::Mount) {
-        return Err(unsupported(
-            "linux.namespaces without \"mount\"",
-            "the container's mounts would be made on the host",
-        ));
-    }
-    Ok(planned)
 }
 
 fn check_names(host: &str, domain: &str, namespaces: &Namespaces) -> Result<(), SpecError> {

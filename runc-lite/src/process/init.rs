@@ -143,7 +143,7 @@ fn enter_namespaces(inheritance: &Inheritance<'_>) -> Result<(), String> {
             NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
             NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
             // Entered before this process was born.
-            NamespaceKind::Pid => continue,
+            NamespaceKind::Pid | NamespaceKind::User | NamespaceKind::Time => continue,
         };
         move_into_link_name_space(fd.as_fd(), Some(link))
             .map_err(|e| format!("cannot join the {} namespace: {e}", kind.name()))?;

@@ -380,6 +380,28 @@ fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> 
 /// The checks that need the host, still before any side effect.
 fn check_host(plan: &Plan) -> Result<(), ProcessError> {
     check_labels(&plan.process)?;
+    for (field, found) in [
+        (
+            "linux.namespaces",
+            plan.namespaces.separates(NamespaceKind::User),
+        ),
+        (
+            "linux.namespaces",
+            plan.namespaces.separates(NamespaceKind::Time),
+        ),
+        (
+            "mounts",
+            plan.mounts.iter().any(|mount| mount.idmap.is_some()),
+        ),
+    ] {
+        if found {
+            return Err(ProcessError::Host {
+                field: field.to_owned(),
+                value: "user, time or id mapping".to_owned(),
+                reason: "comes with a later commit".to_owned(),
+            });
+        }
+    }
     let host_network = plan
         .namespaces
         .joined(NamespaceKind::Network)

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::namespaces::plan_mappings;
 use super::{SpecError, check_text, clean_path, invalid, propagation_option, unsupported};
 use crate::config::Mount;
-use crate::plan::{MountKind, MountPlan};
+use crate::plan::{IdMappings, IdmapPlan, MountKind, MountPlan};
 use crate::sys::MountAttributes;
 
 /// Option words that set (`true`) or clear an attribute; with an `r` in front they mean the subtree.
@@ -49,6 +50,8 @@ pub(crate) fn known_options() -> Vec<String> {
             "rshared",
             "unbindable",
             "runbindable",
+            "idmap",
+            "ridmap",
             "remount",
             "defaults",
             "async",
@@ -122,12 +125,6 @@ pub(super) fn plan_mount(
             "is the container's root",
         ));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported(
-            field("uidMappings"),
-            "idmapped mounts come with a later version",
-        ));
-    }
     let mut planned = MountPlan {
         index,
         destination,
@@ -135,7 +132,9 @@ pub(super) fn plan_mount(
         attributes: MountAttributes::default(),
         recursive_attributes: MountAttributes::default(),
         propagation: Vec::new(),
+        idmap: None,
     };
+    let mut idmap_option = None;
     let mut bind = match mount.kind.as_str() {
         "bind" => Some(false),
         "rbind" => Some(true),
@@ -150,9 +149,8 @@ pub(super) fn plan_mount(
             "bind" => bind = bind.or(Some(false)),
             "rbind" => bind = Some(true),
             "remount" => remount = true,
-            "idmap" | "ridmap" => {
-                return Err(unsupported(field("options"), "idmapped mounts come later"));
-            }
+            "idmap" => idmap_option = Some(false),
+            "ridmap" => idmap_option = Some(true),
             "tmpcopyup" => {
                 return Err(unsupported(
                     field("options"),
@@ -177,6 +175,18 @@ pub(super) fn plan_mount(
                 }
             }
         }
+    }
+    planned.idmap = plan_idmap(index, mount, idmap_option)?;
+    if planned.idmap.is_some() && (remount || bind.is_none()) {
+        let field = if idmap_option.is_some() {
+            "options"
+        } else {
+            "uidMappings"
+        };
+        return Err(unsupported(
+            format!("mounts[{index}].{field}"),
+            "ids can be mapped on bind mounts only",
+        ));
     }
     planned.kind = if remount {
         MountKind::Remount
@@ -203,6 +213,39 @@ pub(super) fn plan_mount(
         new_file_system(&field("type"), mount, parameters, &planned.destination)?
     };
     Ok(planned)
+}
+
+/// The mappings of an entry, or the wish for those of the container's user namespace.
+fn plan_idmap(
+    index: usize,
+    mount: &Mount,
+    option: Option<bool>,
+) -> Result<Option<IdmapPlan>, SpecError> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    let recursive = option.unwrap_or(false);
+    match (&mount.uid_mappings[..], &mount.gid_mappings[..]) {
+        ([], []) => Ok(option.map(|recursive| IdmapPlan {
+            recursive,
+            mappings: None,
+        })),
+        ([], _) => Err(invalid(
+            field("uidMappings"),
+            "[]",
+            "is empty, but gidMappings is not",
+        )),
+        (_, []) => Err(invalid(
+            field("gidMappings"),
+            "[]",
+            "is empty, but uidMappings is not",
+        )),
+        (uids, gids) => Ok(Some(IdmapPlan {
+            recursive,
+            mappings: Some(IdMappings {
+                uids: plan_mappings(&field("uidMappings"), uids)?,
+                gids: plan_mappings(&field("gidMappings"), gids)?,
+            }),
+        })),
+    }
 }
 
 fn new_file_system(

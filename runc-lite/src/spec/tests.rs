@@ -109,12 +109,7 @@ fn bad_values_are_refused_by_name() {
     refused(
         "/linux/namespaces",
         json!([{"type": "mount"}, {"type": "user"}]),
-        "user",
-    );
-    refused(
-        "/linux/namespaces",
-        json!([{"type": "mount"}, {"type": "time"}]),
-        "time",
+        "linux.uidMappings",
     );
     refused(
         "/linux/namespaces",
@@ -358,4 +353,133 @@ fn paths_are_cleaned_by_text() {
     ] {
         assert_eq!(clean_path(path), clean);
     }
+}
+
+/// The good document with a user namespace to make.
+fn in_user_namespace() -> Value {
+    let mut document = good();
+    let range = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    let linux = document["linux"].as_object_mut().unwrap();
+    linux.insert("uidMappings".to_owned(), range.clone());
+    linux.insert("gidMappings".to_owned(), range);
+    let namespaces = linux["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    document
+}
+
+#[track_caller]
+fn refusal(document: Value) -> String {
+    plan_of(document).unwrap_err().to_string()
+}
+
+#[test]
+fn user_namespaces_come_with_both_kinds_of_ids() {
+    let plan = plan_of(in_user_namespace()).unwrap();
+    assert_eq!(plan.id_mappings.host_uid(999), Some(100_999));
+    for kind in ["uidMappings", "gidMappings"] {
+        for empty in [json!([]), json!(null)] {
+            let mut document = in_user_namespace();
+            document["linux"][kind] = empty;
+            assert!(refusal(document).contains(&format!("linux.{kind}")));
+        }
+    }
+    let mut stray = in_user_namespace();
+    stray["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}]);
+    assert!(refusal(stray).contains("need a user namespace"));
+    let mut joined = in_user_namespace();
+    joined["linux"]["namespaces"] =
+        json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]);
+    joined["linux"]["uidMappings"] = json!(null);
+    joined["linux"]["gidMappings"] = json!(null);
+    assert!(plan_of(joined).unwrap().id_mappings.is_empty());
+}
+
+#[test]
+fn ids_that_are_not_mapped_are_refused_by_name() {
+    for (user, field) in [
+        (json!({"uid": 1000}), "process.user.uid"),
+        (json!({"gid": 1000}), "process.user.gid"),
+        (
+            json!({"additionalGids": [5, 1000]}),
+            "process.user.additionalGids",
+        ),
+    ] {
+        let mut document = in_user_namespace();
+        document["process"]["user"] = user;
+        assert!(refusal(document).contains(field));
+    }
+    for option in ["gid=1000", "uid=4000"] {
+        let mut document = in_user_namespace();
+        document["mounts"] =
+            json!([{"destination": "/dev/pts", "type": "devpts", "options": [option]}]);
+        let text = refusal(document);
+        assert!(
+            text.contains("mounts[0].options") && text.contains(option),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn time_offsets_need_a_new_time_namespace() {
+    let offsets =
+        json!({"monotonic": {"secs": 7881, "nanosecs": 2_718_281}, "boottime": {"secs": -1}});
+    let mut document = good();
+    document["linux"]["timeOffsets"] = offsets.clone();
+    assert!(refusal(document.clone()).contains("needs a time namespace"));
+    let namespaces = document["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "time"}));
+    assert_eq!(plan_of(document.clone()).unwrap().time_offsets.len(), 2);
+    document["linux"]["timeOffsets"] = json!(null);
+    assert!(plan_of(document.clone()).unwrap().time_offsets.is_empty());
+    document["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
+    assert!(refusal(document.clone()).contains("realtime"));
+    document["linux"]["timeOffsets"] = json!({"boottime": {"nanosecs": 1_000_000_000}});
+    assert!(refusal(document.clone()).contains("nanosecs"));
+    document["linux"]["timeOffsets"] = offsets;
+    document["linux"]["namespaces"] =
+        json!([{"type": "mount"}, {"type": "time", "path": "/proc/1/ns/time"}]);
+    assert!(refusal(document).contains("has its own"));
+}
+
+#[test]
+fn mapped_mounts_are_binds_with_both_kinds_of_ids() {
+    let range = json!([{"containerID": 0, "hostID": 100_000, "size": 10}]);
+    let mount = |extra: Value| {
+        let mut mount = json!({"destination": "/x", "source": "/y", "options": ["rbind"]});
+        for (key, value) in extra.as_object().unwrap() {
+            mount[key] = value.clone();
+        }
+        mount
+    };
+    let both = json!({"uidMappings": range, "gidMappings": range});
+    let planned = plan_of(with("/mounts", json!([mount(both.clone())]))).unwrap();
+    let idmap = planned.mounts[0].idmap.as_ref().unwrap();
+    assert!(!idmap.recursive && idmap.mappings.is_some());
+    let recursive =
+        json!({"options": ["rbind", "ridmap"], "uidMappings": range, "gidMappings": range});
+    let planned = plan_of(with("/mounts", json!([mount(recursive)]))).unwrap();
+    assert!(planned.mounts[0].idmap.as_ref().unwrap().recursive);
+    refused(
+        "/mounts",
+        json!([mount(json!({"uidMappings": range}))]),
+        "mounts[0].gidMappings",
+    );
+    refused(
+        "/mounts",
+        json!([mount(json!({"gidMappings": range}))]),
+        "mounts[0].uidMappings",
+    );
+    refused(
+        "/mounts",
+        json!([mount(json!({"options": ["bind", "idmap"]}))]),
+        "needs mappings",
+    );
+    let tmpfs =
+        json!({"destination": "/x", "type": "tmpfs", "uidMappings": range, "gidMappings": range});
+    refused("/mounts", json!([tmpfs]), "bind mounts only");
+    let mut implied = in_user_namespace();
+    implied["mounts"] = json!([mount(json!({"options": ["bind", "ridmap"]}))]);
+    let planned = plan_of(implied).unwrap();
+    assert_eq!(planned.mounts[0].idmap.as_ref().unwrap().mappings, None);
 }

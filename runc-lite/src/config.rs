@@ -51,10 +51,37 @@ pub struct Process {
     pub apparmor_profile: String,
     pub oom_score_adj: Option<i32>,
     pub selinux_label: String,
-    pub scheduler: Option<serde_json::Value>,
-    pub io_priority: Option<serde_json::Value>,
+    pub scheduler: Option<Scheduler>,
+    pub io_priority: Option<IoPriority>,
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Option<serde_json::Value>,
+    pub exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct Scheduler {
+    pub policy: String,
+    pub nice: i32,
+    pub priority: i32,
+    pub flags: Vec<String>,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct IoPriority {
+    pub class: String,
+    pub priority: i64,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct ExecCpuAffinity {
+    pub initial: String,
+    #[serde(rename = "final")]
+    pub last: String,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -148,14 +175,14 @@ pub struct Linux {
     pub cgroups_path: String,
     pub namespaces: Vec<Namespace>,
     pub devices: Vec<Device>,
-    pub net_devices: BTreeMap<String, serde_json::Value>,
+    pub net_devices: BTreeMap<String, NetDevice>,
     pub seccomp: Option<Box<RawValue>>,
     pub rootfs_propagation: String,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub mount_label: String,
-    pub intel_rdt: Option<serde_json::Value>,
-    pub memory_policy: Option<serde_json::Value>,
+    pub intel_rdt: Option<IntelRdt>,
+    pub memory_policy: Option<MemoryPolicy>,
     pub personality: Option<Personality>,
     #[serde(deserialize_with = "null_as_default")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
@@ -176,6 +203,31 @@ where
     T: Default + Deserialize<'de>,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct NetDevice {
+    pub name: String,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IntelRdt {
+    #[serde(rename = "closID")]
+    pub clos_id: Option<String>,
+    pub l3_cache_schema: String,
+    pub mem_bw_schema: String,
+    pub schemata: Vec<String>,
+    pub enable_monitoring: bool,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub struct MemoryPolicy {
+    pub mode: String,
+    pub nodes: String,
+    pub flags: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

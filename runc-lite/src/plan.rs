@@ -47,8 +47,6 @@ pub struct Plan {
     pub process: ProcessPlan,
     /// Carried into the state document only; no decision is taken from them.
     pub annotations: BTreeMap<String, String>,
-    /// Execution domain, see personality(2).
-    pub personality: Option<u64>,
 }
 
 /// The root file system of a container.
@@ -400,6 +398,142 @@ pub struct ProcessPlan {
     pub selinux_label: String,
     /// `None`: as inherited.
     pub oom_score_adj: Option<i32>,
+    /// `None`: as inherited.
+    pub scheduler: Option<SchedulerPlan>,
+    /// `None`: as inherited.
+    pub io_priority: Option<IoPriorityPlan>,
+    /// For `exec` only: the specification leaves the container's first process out.
+    pub exec_cpu_affinity: AffinityPlan,
+    /// Execution domain of every process of the container, see personality(2).
+    pub personality: Option<u64>,
+    /// NUMA memory policy of every process of the container; `None`: as inherited.
+    pub memory_policy: Option<MemoryPolicyPlan>,
+}
+
+/// Arguments of sched_setattr(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchedulerPlan {
+    /// `SCHED_*` name of the document.
+    pub name: &'static str,
+    /// `SCHED_*` number.
+    pub policy: u32,
+    /// `SCHED_FLAG_*` bits.
+    pub flags: u64,
+    /// -20 to 19.
+    pub nice: i32,
+    /// 1 to 99 for the real-time policies, otherwise 0.
+    pub priority: u32,
+    /// Nanoseconds, deadline policy only, like the next two.
+    pub runtime: u64,
+    /// Nanoseconds.
+    pub deadline: u64,
+    /// Nanoseconds; 0 is the deadline.
+    pub period: u64,
+}
+
+/// I/O class and level of ioprio_set(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoPriorityPlan {
+    /// `IOPRIO_CLASS_*` name of the document.
+    pub name: &'static str,
+    /// 1 real time, 2 best effort, 3 idle.
+    pub class: u32,
+    /// 0 (highest) to 7.
+    pub level: u32,
+}
+
+/// CPUs of an exec'd process before and after it enters the container's cgroup; `None`: left alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AffinityPlan {
+    /// Before.
+    pub initial: Option<NumberSet>,
+    /// After.
+    pub last: Option<NumberSet>,
+}
+
+/// Arguments of set_mempolicy(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPolicyPlan {
+    /// `MPOL_*` name of the document.
+    pub name: &'static str,
+    /// `MPOL_*` number with its `MPOL_F_*` bits.
+    pub mode: i32,
+    /// Memory nodes; empty where the mode takes none.
+    pub nodes: NumberSet,
+}
+
+/// A set of CPU or memory node numbers as the bit mask that system calls take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NumberSet {
+    words: Vec<u64>,
+}
+
+impl NumberSet {
+    /// One more than the highest number: what kernels are built for at most (CONFIG_NR_CPUS 8192,
+    /// CONFIG_NODES_SHIFT 10).
+    pub const LIMIT: u32 = 8192;
+
+    /// Reads a list such as `0-3,7`, the "List format" of cpuset(7).
+    ///
+    /// # Errors
+    /// The part that is no number or range, and what is wrong with it.
+    pub fn parse(text: &str) -> Result<NumberSet, (String, &'static str)> {
+        let mut set = NumberSet::default();
+        for part in text.split(',').map(str::trim) {
+            let wrong = |reason| (part.to_owned(), reason);
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| {
+                let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+                if !plain {
+                    return Err(wrong("is not a number or a range of numbers"));
+                }
+                text.parse::<u32>()
+                    .ok()
+                    .filter(|number| *number < NumberSet::LIMIT)
+                    .ok_or_else(|| wrong("is above 8191"))
+            };
+            let (first, last) = (number(first.trim())?, number(last.trim())?);
+            if first > last {
+                return Err(wrong("is a range that ends before it begins"));
+            }
+            (first..=last).for_each(|number| set.insert(number));
+        }
+        Ok(set)
+    }
+
+    fn insert(&mut self, number: u32) {
+        let word = (number / 64) as usize;
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= 1 << (number % 64);
+    }
+
+    /// Every number below [`NumberSet::LIMIT`].
+    #[must_use]
+    pub fn all() -> NumberSet {
+        NumberSet {
+            words: vec![u64::MAX; (NumberSet::LIMIT / 64) as usize],
+        }
+    }
+
+    /// How many numbers it has.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether both have a number in common.
+    #[must_use]
+    pub fn meets(&self, other: &NumberSet) -> bool {
+        self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
+    }
+
+    /// The mask, lowest numbers first.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
 }
 
 /// The five sets as bit masks, bit n for capability number n.

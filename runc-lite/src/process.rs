@@ -11,6 +11,7 @@ mod intermediate;
 pub mod message;
 mod parent;
 mod program;
+mod scheduling;
 mod sealed;
 mod terminal;
 mod wait;

@@ -4,6 +4,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+mod scheduling;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ use crate::plan::{
 
 pub(crate) use mounts::known_options as known_mount_options;
 pub use process::{CAPABILITY_NAMES, plan_process};
+pub(crate) use scheduling::{memory_policy_flags, memory_policy_modes};
 
 /// Why a document is refused. Every variant names the field as it is written in the document.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -78,8 +80,8 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
     let process = config
         .process
         .ok_or(SpecError::Missing { field: "process" })?;
-    let process = plan_process(process, warnings)?;
     let linux = config.linux.ok_or(SpecError::Missing { field: "linux" })?;
+    let process = plan_process(process, &linux)?;
     refuse_unsupported(&linux)?;
     let namespaces = namespaces::plan_namespaces(&linux)?;
     let id_mappings = namespaces::plan_id_mappings(&linux, &namespaces)?;
@@ -116,11 +118,6 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
         hooks,
         process,
         annotations: config.annotations,
-        personality: linux
-            .personality
-            .as_ref()
-            .map(plan_personality)
-            .transpose()?,
         namespaces,
         id_mappings,
         time_offsets,
@@ -155,9 +152,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
     let later = "it comes with a later version of runc-lite";
     if linux.intel_rdt.is_some() {
         return Err(unsupported("linux.intelRdt", later));
-    }
-    if linux.memory_policy.is_some() {
-        return Err(unsupported("linux.memoryPolicy", later));
     }
     if !linux.net_devices.is_empty() {
         return Err(unsupported("linux.netDevices", later));
@@ -415,25 +409,6 @@ fn sysctl_path(name: &str) -> String {
             other => other,
         })
         .collect()
-}
-
-fn plan_personality(personality: &crate::config::Personality) -> Result<u64, SpecError> {
-    if let Some(flag) = personality.flags.first() {
-        return Err(invalid(
-            "linux.personality.flags",
-            flag,
-            "is not a known flag",
-        ));
-    }
-    match personality.domain.as_str() {
-        "LINUX" => Ok(0x0000),
-        "LINUX32" => Ok(0x0008),
-        other => Err(invalid(
-            "linux.personality.domain",
-            other,
-            "is neither LINUX nor LINUX32",
-        )),
-    }
 }
 
 #[cfg(test)]

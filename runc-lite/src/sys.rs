@@ -4,6 +4,7 @@ mod bpf;
 mod clone;
 mod exec;
 mod mount;
+mod scheduling;
 mod signal;
 
 pub use bpf::{BpfInstruction, attach_device_program, load_device_program, load_seccomp};
@@ -12,6 +13,9 @@ pub use exec::{
     close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,
 };
 pub use mount::{MountAttributes, mount_setattr};
+pub use scheduling::{
+    SchedulingAttributes, set_cpu_affinity, set_io_priority, set_memory_policy, set_scheduler,
+};
 pub use signal::{
     SignalSet, block_all_signals, restore_default_signals, send_signal, wait_for_signal,
 };

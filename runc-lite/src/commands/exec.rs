@@ -10,7 +10,7 @@ use super::{
     run_sealed, text_value, usage,
 };
 use crate::cgroup::Subgroup;
-use crate::config::{Config, Process};
+use crate::config::{Config, Linux, Process};
 use crate::container::{Container, Status};
 use crate::plan::ProcessPlan;
 use crate::process::{AttachRequest, attach, forward_signals_until_exit};
@@ -144,7 +144,8 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     let filter = seccomp
         .map(|profile| crate::seccomp::cache::filter(&globals.root, profile.get()))
         .transpose()?;
-    let plan = plan(&options, config.process.unwrap_or_default(), globals)?;
+    let linux = config.linux.unwrap_or_default();
+    let plan = plan(&options, config.process.unwrap_or_default(), &linux)?;
     if plan.terminal && options.console_socket.is_none() {
         return Err(usage("a terminal needs --console-socket"));
     }
@@ -178,7 +179,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
 }
 
 /// The process to run: the file of `--process`, or the container's own with the options' changes.
-fn plan(options: &Options, own: Process, globals: &Globals) -> Result<ProcessPlan, CommandError> {
+fn plan(options: &Options, own: Process, linux: &Linux) -> Result<ProcessPlan, CommandError> {
     let own_capabilities = own.capabilities.clone();
     let mut process = match &options.process {
         Some(path) => read_process(path)?,
@@ -219,12 +220,7 @@ fn plan(options: &Options, own: Process, globals: &Globals) -> Result<ProcessPla
             set.extend(options.capabilities.iter().cloned());
         }
     }
-    let mut warnings = Vec::new();
-    let plan = plan_process(process, &mut warnings)?;
-    warnings
-        .iter()
-        .for_each(|warning| globals.log.warn(warning));
-    Ok(plan)
+    Ok(plan_process(process, linux)?)
 }
 
 fn read_process(path: &std::path::Path) -> Result<Process, CommandError> {

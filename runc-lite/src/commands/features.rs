@@ -26,6 +26,7 @@ struct Linux {
     seccomp: Seccomp,
     apparmor: Switch,
     selinux: Switch,
+    memory_policy: MemoryPolicy,
     intel_rdt: Switch,
     mount_extensions: MountExtensions,
 }
@@ -49,6 +50,12 @@ struct Seccomp {
     archs: Vec<&'static str>,
     known_flags: [&'static str; 3],
     supported_flags: [&'static str; 3],
+}
+
+#[derive(Serialize)]
+struct MemoryPolicy {
+    modes: Vec<&'static str>,
+    flags: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -130,6 +137,10 @@ fn features() -> Features {
             },
             apparmor: Switch { enabled: true },
             selinux: Switch { enabled: true },
+            memory_policy: MemoryPolicy {
+                modes: crate::spec::memory_policy_modes(),
+                flags: crate::spec::memory_policy_flags(),
+            },
             intel_rdt: Switch { enabled: false },
             mount_extensions: MountExtensions {
                 idmap: Switch { enabled: false },

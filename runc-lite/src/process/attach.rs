@@ -13,7 +13,7 @@ use super::parent::{
     write_pid_file,
 };
 use super::wait::reap;
-use super::{program, terminal};
+use super::{program, scheduling, terminal};
 use crate::cgroup::{Cgroup, Subgroup};
 use crate::error_chain;
 use crate::log::Log;
@@ -97,8 +97,22 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
         Role::Parent(intermediate) => intermediate,
     };
     drop(child_end);
+    let affinity = &request.plan.exec_cpu_affinity;
+    if let Some(cpus) = &affinity.initial {
+        // Order: before the cgroup, so that the process never runs on the cgroup's other CPUs first.
+        scheduling::set_affinity(intermediate.pid(), "initial", cpus)
+            .map_err(|reason| ProcessError::Child { reason })?;
+    }
     // Order: the intermediate process is moved before it proceeds, so that the new one is born inside.
     request.cgroup.join(intermediate.pid(), request.subgroup)?;
+    match (&affinity.initial, &affinity.last) {
+        (_, Some(cpus)) => scheduling::set_affinity(intermediate.pid(), "final", cpus)
+            .map_err(|reason| ProcessError::Child { reason })?,
+        // What is left then is the kernel's choice, says the specification.
+        (Some(_), None) => {}
+        (None, None) => scheduling::reset_affinity(intermediate.pid())
+            .map_err(|e| io_error("reset the CPU affinity of", "the process", e))?,
+    }
     if let Some(score) = request.plan.oom_score_adj {
         set_oom_score(intermediate.pid(), score, request.log)?;
     }

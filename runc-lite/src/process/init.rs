@@ -102,10 +102,6 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
             .map_err(|e| format!("cannot set the domain name {:?}: {e}", plan.domainname))?;
     }
     rootfs::write_sysctls(&plan.sysctls).map_err(|e| error_chain(&e))?;
-    if let Some(persona) = plan.personality {
-        crate::sys::set_personality(persona)
-            .map_err(|e| format!("cannot set the personality: {e}"))?;
-    }
     let state = if plan.hooks.start_container.is_empty() {
         String::new()
     } else {

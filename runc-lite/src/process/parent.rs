@@ -13,7 +13,7 @@ use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
 use super::wait::{reap, wait_for_exit};
-use super::{gate, hooks, program, terminal};
+use super::{gate, hooks, program, scheduling, terminal};
 use crate::cgroup::{self, Cgroup, CgroupError, Hierarchies};
 use crate::config::{Config, StateDocument};
 use crate::log::Log;
@@ -217,6 +217,8 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, ProcessError> {
     let (channel, pid, pidfd) = bear_init(&inheritance)?;
     undo.init = Some((pid, pidfd));
     undo.group().join(pid, None)?;
+    scheduling::reset_affinity(pid)
+        .map_err(|e| io_error("reset the CPU affinity of", "the container's init", e))?;
     record.init = ProcessIdentity::of(pid);
     undo.directory().store(&record)?;
     if let Some(score) = plan.process.oom_score_adj {

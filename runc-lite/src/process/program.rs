@@ -7,6 +7,7 @@ use rustix::thread::CapabilitySet;
 
 use super::environment::{ChangeDirectory, change_directory, find_program, home_of, variable};
 use super::identity::{Identity, set_limits, take_on};
+use super::scheduling;
 use super::terminal::give_streams;
 use crate::plan::ProcessPlan;
 use crate::rootfs::{Root, write_lsm_label};
@@ -50,6 +51,9 @@ pub(super) fn prepare<'a>(
     };
     rustix::process::umask(Mode::from_raw_mode(plan.umask));
     set_limits(plan, warn)?;
+    // Order: before the identity, which may take CAP_SYS_NICE away; after the cgroup, whose CPUs and memory
+    // nodes the kernel checks against.
+    scheduling::apply(plan)?;
     give_streams(plan.terminal, plan.uid, plan.gid);
     // Without no_new_privs a filter needs CAP_SYS_ADMIN when it is loaded.
     let keep = if filter.is_some() && !plan.no_new_privileges {

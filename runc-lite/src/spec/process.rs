@@ -2,8 +2,9 @@
 
 use rustix::process::Resource;
 
-use super::{SpecError, check_text, invalid, unsupported};
-use crate::config::{Capabilities, Process, Rlimit};
+use super::scheduling::{plan_affinity, plan_io_priority, plan_memory_policy, plan_scheduler};
+use super::{SpecError, check_text, invalid};
+use crate::config::{Capabilities, Linux, Personality, Process, Rlimit};
 use crate::plan::{CapabilityPlan, ProcessPlan, RlimitPlan};
 
 /// Names by number, see capabilities(7).
@@ -73,14 +74,12 @@ const RLIMITS: [(&str, Resource); 16] = [
 /// The uid and gid that system calls read as "unchanged".
 const NO_ID: u32 = u32::MAX;
 
-/// Decides a process from its document (`process`, or the file given to `exec --process`).
+/// Decides a process from its document (`process`, or the file given to `exec --process`) and from what
+/// `linux` says about every process of the container.
 ///
 /// # Errors
 /// [`SpecError`] naming the field.
-pub fn plan_process(
-    process: Process,
-    warnings: &mut Vec<String>,
-) -> Result<ProcessPlan, SpecError> {
+pub fn plan_process(process: Process, linux: &Linux) -> Result<ProcessPlan, SpecError> {
     if process.args.is_empty() || process.args[0].is_empty() {
         return Err(SpecError::Missing {
             field: "process.args",
@@ -106,21 +105,6 @@ pub fn plan_process(
         return Err(invalid("process.cwd", cwd, "is not absolute"));
     }
     check_ids(&process.user)?;
-    for (field, set) in [
-        ("process.scheduler", process.scheduler.is_some()),
-        ("process.ioPriority", process.io_priority.is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity.is_some(),
-        ),
-    ] {
-        if set {
-            return Err(unsupported(
-                field,
-                "it comes with a later version of runc-lite",
-            ));
-        }
-    }
     if let Some(score) = process
         .oom_score_adj
         .filter(|score| !(-1000..=1000).contains(score))
@@ -145,13 +129,52 @@ pub fn plan_process(
         umask: process.user.umask.unwrap_or(0o022) & 0o777,
         capabilities: process
             .capabilities
-            .map(|sets| plan_capabilities(&sets, warnings)),
+            .as_ref()
+            .map(plan_capabilities)
+            .transpose()?,
         rlimits: plan_rlimits(&process.rlimits)?,
         no_new_privileges: process.no_new_privileges,
         apparmor_profile: process.apparmor_profile,
         selinux_label: process.selinux_label,
         oom_score_adj: process.oom_score_adj,
+        scheduler: process.scheduler.as_ref().map(plan_scheduler).transpose()?,
+        io_priority: process
+            .io_priority
+            .as_ref()
+            .map(plan_io_priority)
+            .transpose()?,
+        exec_cpu_affinity: plan_affinity(&process.exec_cpu_affinity.unwrap_or_default())?,
+        personality: linux
+            .personality
+            .as_ref()
+            .map(plan_personality)
+            .transpose()?,
+        memory_policy: linux
+            .memory_policy
+            .as_ref()
+            .map(plan_memory_policy)
+            .transpose()?,
     })
+}
+
+fn plan_personality(personality: &Personality) -> Result<u64, SpecError> {
+    if let Some(flag) = personality.flags.first() {
+        // "Currently no flag values are supported" (config-linux.md, Personality).
+        return Err(invalid(
+            "linux.personality.flags[0]",
+            flag,
+            "is not a known flag, the specification has none yet",
+        ));
+    }
+    match personality.domain.as_str() {
+        "LINUX" => Ok(0x0000),
+        "LINUX32" => Ok(0x0008),
+        other => Err(invalid(
+            "linux.personality.domain",
+            other,
+            "is neither LINUX nor LINUX32",
+        )),
+    }
 }
 
 fn check_ids(user: &crate::config::User) -> Result<(), SpecError> {
@@ -177,28 +200,25 @@ fn check_ids(user: &crate::config::User) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn plan_capabilities(sets: &Capabilities, warnings: &mut Vec<String>) -> CapabilityPlan {
-    let mut mask = |set: &str, names: &[String]| {
-        names
-            .iter()
-            .fold(0u64, |mask, name| match capability_number(name) {
-                Some(number) => mask | 1 << number,
-                None => {
-                    // Newer callers may name capabilities of newer kernels; leaving one out is safe.
-                    warnings.push(format!(
-                        "process.capabilities.{set}: unknown {name:?} ignored"
-                    ));
-                    mask
-                }
-            })
+fn plan_capabilities(sets: &Capabilities) -> Result<CapabilityPlan, SpecError> {
+    let mask = |set: &str, names: &[String]| {
+        let mut mask = 0u64;
+        for (index, name) in names.iter().enumerate() {
+            let number = capability_number(name).ok_or_else(|| {
+                let field = format!("process.capabilities.{set}[{index}]");
+                invalid(field, name, "is not a capability")
+            })?;
+            mask |= 1 << number;
+        }
+        Ok(mask)
     };
-    CapabilityPlan {
-        bounding: mask("bounding", &sets.bounding),
-        effective: mask("effective", &sets.effective),
-        inheritable: mask("inheritable", &sets.inheritable),
-        permitted: mask("permitted", &sets.permitted),
-        ambient: mask("ambient", &sets.ambient),
-    }
+    Ok(CapabilityPlan {
+        bounding: mask("bounding", &sets.bounding)?,
+        effective: mask("effective", &sets.effective)?,
+        inheritable: mask("inheritable", &sets.inheritable)?,
+        permitted: mask("permitted", &sets.permitted)?,
+        ambient: mask("ambient", &sets.ambient)?,
+    })
 }
 
 /// The number of a capability by its name, in any case, with or without `CAP_`.

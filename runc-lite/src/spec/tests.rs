@@ -92,8 +92,8 @@ fn bad_values_are_refused_by_name() {
     );
     refused(
         "/process/scheduler",
-        json!({"policy": "SCHED_OTHER"}),
-        "process.scheduler",
+        json!({"policy": "SCHED_SOMETIMES"}),
+        "process.scheduler.policy",
     );
     refused("/linux/namespaces", json!([{"type": "pid"}]), "mount");
     refused(
@@ -315,20 +315,29 @@ fn mounts_that_cannot_be_right_are_refused() {
 }
 
 #[test]
-fn capabilities_are_masks_and_unknown_names_warnings() {
+fn capabilities_are_masks_and_unknown_names_are_refused() {
     let document = with(
         "/process/capabilities",
-        json!({"bounding": ["CAP_CHOWN", "cap_kill", "CAP_FROM_THE_FUTURE"], "effective": ["SYS_ADMIN"]}),
+        json!({"bounding": ["CAP_CHOWN", "cap_kill"], "effective": ["SYS_ADMIN"]}),
     );
-    let mut warnings = Vec::new();
-    let plan = plan(serde_json::from_value(document).unwrap(), &mut warnings).unwrap();
-    let sets = plan.process.capabilities.unwrap();
+    let sets = plan_of(document).unwrap().process.capabilities.unwrap();
     assert_eq!(
         (sets.bounding, sets.effective, sets.inheritable),
         (0b10_0001, 1 << 21, 0)
     );
-    assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].contains("CAP_FROM_THE_FUTURE"));
+    for set in [
+        "bounding",
+        "effective",
+        "inheritable",
+        "permitted",
+        "ambient",
+    ] {
+        let value = json!({set: ["CAP_CHOWN", "CAP_FROM_THE_FUTURE"]});
+        let document = with("/process/capabilities", value);
+        let text = plan_of(document).unwrap_err().to_string();
+        let field = format!("process.capabilities.{set}[1]: \"CAP_FROM_THE_FUTURE\"");
+        assert!(text.contains(&field), "{text}");
+    }
 }
 
 #[test]

@@ -15,3 +15,4 @@ mod crash;
 mod exec;
 mod isolation;
 mod lifecycle;
+mod scheduling;

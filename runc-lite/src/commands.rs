@@ -4,6 +4,7 @@ mod create;
 mod delete;
 mod exec;
 mod features;
+mod help;
 mod kill;
 mod list;
 mod pause;
@@ -32,39 +33,15 @@ const DEFAULT_ROOT: &str = "/run/runc-lite";
 /// Version of the runtime specification this runtime follows.
 pub(crate) const OCI_VERSION: &str = "1.2.1";
 
-const HELP: &str = "\
-runc-lite: an OCI runtime
-
-usage: runc-lite [global options] COMMAND [options] [arguments]
-
-commands:
-  create [-b DIR] [--console-socket S] [--pid-file F] [--preserve-fds N] ID
-  run    [as create] [-d] [--keep] ID
-  start ID
-  exec   [-d] [-t] [-u UID[:GID]] [-p FILE] [--cwd DIR] [-e N=V] [--cap C] [--cgroup PATH]
-         [--additional-gids G] [--pid-file F] [--console-socket S] [--preserve-fds N] ID [COMMAND...]
-  kill [-a] ID [SIGNAL]
-  delete [-f] ID
-  state ID
-  list [-q] [-f table|json]
-  features
-  spec [-b DIR]
-  pause        be a pod's sandbox process: reap children, exit on SIGTERM or SIGINT
-
-global options:
-  --root DIR            directory of the containers (/run/runc-lite)
-  --log FILE            log file
-  --log-format FORMAT   text (default) or json
-  --debug               log decisions too
-  -h, --help; -v, --version
-";
-
 /// What ends a command without success.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
     /// The command line cannot be understood.
     #[error("{reason} (see --help)")]
     Usage { reason: String },
+    /// Not a failure: the command was asked how it is used.
+    #[error("help is wanted")]
+    Help,
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -88,7 +65,13 @@ enum CommandError {
 
 impl From<lexopt::Error> for CommandError {
     fn from(error: lexopt::Error) -> CommandError {
-        usage(error.to_string())
+        match error {
+            // No command has an option of these names, so that each of them gives its help.
+            lexopt::Error::UnexpectedOption(name) if name == "-h" || name == "--help" => {
+                CommandError::Help
+            }
+            error => usage(error.to_string()),
+        }
     }
 }
 
@@ -120,6 +103,8 @@ fn io_error(
 #[derive(Debug)]
 struct Globals {
     root: PathBuf,
+    /// Whether the caller named the root; only the default one need not exist.
+    root_is_given: bool,
     log: Log,
 }
 
@@ -142,8 +127,10 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             let text = error_chain(&failure.error);
             log.write(Level::Error, &text);
-            // Nobody may be left to read it.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            if !log.is_stderr() {
+                // Nobody may be left to read it.
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -174,12 +161,55 @@ fn dispatch(parser: &mut lexopt::Parser, log: &mut Log) -> Result<u8, Failure> {
         Some("pause") => Err(usage(
             "pause takes no container; freezing comes with a later version",
         )),
-        _ => Err(usage(format!("unknown command {command:?}"))),
+        Some("checkpoint") => Err(absent("checkpoint", help::CHECKPOINT_IS_ABSENT, parser)),
+        Some("restore") => Err(absent("restore", help::RESTORE_IS_ABSENT, parser)),
+        Some("help") => help(parser).map(|()| 0),
+        Some("version") => print(&version()).map(|()| 0),
+        _ => Err(no_such_command(&command)),
     };
+    if let (Err(CommandError::Help), Some(name)) = (&result, command.to_str()) {
+        let text = help::of(name).unwrap_or_else(help::general);
+        return print(&text).map(|()| 0).map_err(general);
+    }
     // runc's convention: 255 tells the runtime's own failure from an exit code of the program.
     let code = if command == "exec" { 255 } else { 1 };
     *log = globals.log;
     result.map_err(|error| Failure { error, code })
+}
+
+/// A command of runc that is left out on purpose.
+fn absent(name: &str, reason: &str, parser: &mut lexopt::Parser) -> CommandError {
+    match parser.next() {
+        Ok(Some(Short('h') | Long("help"))) => CommandError::Help,
+        _ => refused(format!("{name} is {reason}")),
+    }
+}
+
+fn no_such_command(command: &OsString) -> CommandError {
+    // In the words that scripts written for runc look for.
+    usage(format!(
+        "No help topic for '{}': there is no such command",
+        command.to_string_lossy()
+    ))
+}
+
+/// `help [COMMAND]`.
+fn help(parser: &mut lexopt::Parser) -> Result<(), CommandError> {
+    match parser.next()? {
+        None => print(&help::general()),
+        Some(Value(command)) => {
+            let text = command.to_str().and_then(help::of);
+            print(&text.ok_or_else(|| no_such_command(&command))?)
+        }
+        Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn version() -> String {
+    let number = env!("CARGO_PKG_VERSION");
+    // Set by those who build from a repository; a build from an archive knows no commit.
+    let commit = option_env!("AXIL_COMMIT").map_or(String::new(), |id| format!("commit: {id}\n"));
+    format!("runc-lite version {number}\n{commit}spec: {OCI_VERSION}\n")
 }
 
 enum Parsed {
@@ -188,13 +218,13 @@ enum Parsed {
 }
 
 fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
-    let mut root = PathBuf::from(DEFAULT_ROOT);
+    let mut given_root = None;
     let mut log_path: Option<PathBuf> = None;
     let mut format = Format::Text;
     let mut debug = false;
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("root") => root = absolute(&PathBuf::from(parser.value()?))?,
+            Long("root") => given_root = Some(root_directory(&parser.value()?)?),
             Long("log") => log_path = Some(PathBuf::from(parser.value()?)),
             Long("log-format") => {
                 format = match parser.value()?.to_str() {
@@ -217,26 +247,42 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
                     return Err(usage(format!("--rootless {value:?} is not supported")));
                 }
             }
-            Short('h') | Long("help") => return Ok(Parsed::Print(HELP.to_owned())),
+            Short('h') | Long("help") => return Ok(Parsed::Print(help::general())),
             Short('v') | Long("version") => {
-                let version = env!("CARGO_PKG_VERSION");
-                return Ok(Parsed::Print(format!(
-                    "runc-lite version {version}\nspec: {OCI_VERSION}\n"
-                )));
+                return Ok(Parsed::Print(version()));
             }
             Value(command) => {
                 let log = match log_path {
                     Some(path) => Log::open(&path, format, debug).map_err(|e| {
                         io_error("open the log file", path.display().to_string(), e)
                     })?,
+                    None if debug => Log::stderr(format),
                     None => Log::none(),
                 };
-                return Ok(Parsed::Command(Globals { root, log }, command));
+                let globals = Globals {
+                    root_is_given: given_root.is_some(),
+                    root: given_root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT)),
+                    log,
+                };
+                return Ok(Parsed::Command(globals, command));
             }
             Short(_) | Long(_) => return Err(argument.unexpected().into()),
         }
     }
-    Ok(Parsed::Print(HELP.to_owned()))
+    Ok(Parsed::Print(help::general()))
+}
+
+/// The value of `--root`. The root directory itself is always a mistake, such as an empty variable.
+fn root_directory(value: &OsString) -> Result<PathBuf, CommandError> {
+    if value.is_empty() {
+        return Err(usage("--root is empty"));
+    }
+    let root = absolute(Path::new(value))?;
+    let lexical = crate::spec::clean_path(&root.to_string_lossy());
+    if lexical == "/" {
+        return Err(usage(format!("--root {value:?} is the root directory /")));
+    }
+    Ok(root)
 }
 
 fn print(text: &str) -> Result<(), CommandError> {

@@ -49,6 +49,7 @@ struct Line<'a> {
 #[derive(Debug)]
 pub struct Log {
     file: Option<File>,
+    stderr: bool,
     format: Format,
     debug: bool,
 }
@@ -59,9 +60,27 @@ impl Log {
     pub fn none() -> Log {
         Log {
             file: None,
+            stderr: false,
             format: Format::Text,
             debug: false,
         }
+    }
+
+    /// A log on standard error, with what `--debug` adds.
+    #[must_use]
+    pub fn stderr(format: Format) -> Log {
+        Log {
+            file: None,
+            stderr: true,
+            format,
+            debug: true,
+        }
+    }
+
+    /// Whether lines go to standard error.
+    #[must_use]
+    pub fn is_stderr(&self) -> bool {
+        self.stderr
     }
 
     /// Opens `path` for appending.
@@ -77,6 +96,7 @@ impl Log {
             .open(path)?;
         Ok(Log {
             file: Some(file),
+            stderr: false,
             format,
             debug,
         })
@@ -84,10 +104,7 @@ impl Log {
 
     /// Writes one line. A log that cannot be written never stops the work.
     pub fn write(&self, level: Level, message: &str) {
-        let Some(mut file) = self.file.as_ref() else {
-            return;
-        };
-        if level == Level::Debug && !self.debug {
+        if level == Level::Debug && !self.debug || self.file.is_none() && !self.stderr {
             return;
         }
         let time = rfc3339(SystemTime::now());
@@ -102,8 +119,19 @@ impl Log {
             }
             Format::Text => format!("time={time:?} level={} msg={message:?}", level.name()),
         };
+        let line = format!("{line}\n");
         // One write per line: several runtimes may append to one file.
-        let _ = file.write_all(format!("{line}\n").as_bytes());
+        let _ = match &self.file {
+            Some(file) => (&mut &*file).write_all(line.as_bytes()),
+            None => std::io::stderr().write_all(line.as_bytes()),
+        };
+    }
+
+    /// Writes a decision, with `--debug` only.
+    pub fn debug(&self, message: impl FnOnce() -> String) {
+        if self.debug {
+            self.write(Level::Debug, &message());
+        }
     }
 
     /// Writes a warning.

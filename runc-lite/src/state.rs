@@ -288,6 +288,13 @@ impl StateDirectory {
         self.fd.as_fd()
     }
 
+    /// The user who made the container.
+    #[must_use]
+    pub fn owner(&self) -> u32 {
+        // A directory that is open can be examined.
+        rustix::fs::fstat(&self.fd).map_or(u32::MAX, |stat| stat.st_uid)
+    }
+
     /// Reads the record; `None` when create was killed before it wrote one.
     ///
     /// # Errors

@@ -9,43 +9,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-const BUSYBOX: &str = "/usr/bin/busybox";
+use super::guard::{BUSYBOX, ready_with};
+
+const CGROUPS: &str = "/sys/fs/cgroup";
 const APPLETS: [&str; 30] = [
     "sh", "true", "false", "cat", "echo", "sleep", "id", "ls", "mkdir", "env", "pwd", "readlink",
     "stat", "grep", "kill", "hostname", "ps", "mount", "umount", "touch", "chmod", "head", "dd",
     "test", "ln", "tty", "sed", "setsid", "rm", "seq",
 ];
 
-/// Whether this test can run here. Prints why not, and fails instead where the machine must be able to.
-/// The calling thread gets a mount namespace of its own.
+/// Whether a test that needs nothing special can run here.
 pub(crate) fn ready() -> bool {
-    let reason = if !rustix::process::geteuid().is_root() {
-        "it needs root"
-    } else if !Path::new(BUSYBOX).exists() {
-        "it needs /usr/bin/busybox (busybox-static)"
-    } else if runc_lite::cgroup::Hierarchies::of_this_host()
-        .unwrap()
-        .version()
-        .is_none()
-    {
-        "it needs a cgroup file system"
-    } else if let Err(error) = runc_lite::sys::unshare(0x0002_0000) {
-        panic!("no mount namespace: {error}");
-    } else {
-        let root = std::fs::File::open("/").unwrap();
-        let private = runc_lite::sys::MountAttributes {
-            propagation: libc::MS_PRIVATE,
-            ..Default::default()
-        };
-        runc_lite::sys::mount_setattr(std::os::fd::AsFd::as_fd(&root), c"", true, private).unwrap();
-        return true;
-    };
-    assert!(
-        std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
-        "cannot run: {reason}"
-    );
-    println!("skipped: {reason}");
-    false
+    ready_with(&[])
 }
 
 pub(crate) fn runtime() -> PathBuf {
@@ -231,10 +206,23 @@ impl Bundle {
         std::fs::read_to_string(self.dir.path().join("log.json")).unwrap_or_default()
     }
 
-    /// The container's directory in the hierarchy of `controller`, if that is mounted.
+    /// The container's directory in the v1 hierarchy of `controller`, if that is mounted.
     pub(crate) fn cgroup(&self, controller: &str) -> Option<PathBuf> {
-        let path = Path::new("/sys/fs/cgroup").join(controller);
+        let path = Path::new(CGROUPS).join(controller);
         path.is_dir().then(|| path.join(&self.id))
+    }
+
+    /// The container's directory where the host has cgroup v2 alone.
+    pub(crate) fn unified(&self) -> Option<PathBuf> {
+        let root = Path::new(CGROUPS);
+        let alone = root.join("cgroup.controllers").exists();
+        alone.then(|| root.join(&self.id))
+    }
+
+    /// The directory that tells of all the container's processes, whichever version the host has.
+    pub(crate) fn processes(&self) -> PathBuf {
+        let found = self.unified().or_else(|| self.cgroup("pids"));
+        found.or_else(|| self.cgroup("unified")).unwrap()
     }
 
     /// What the container should not have left on the host.
@@ -253,12 +241,11 @@ impl Bundle {
     }
 
     fn leftovers(&self) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir("/sys/fs/cgroup") else {
+        let Ok(entries) = std::fs::read_dir(CGROUPS) else {
             return Vec::new();
         };
-        entries
-            .flatten()
-            .map(|e| e.path().join(&self.id))
+        let v1 = entries.flatten().map(|e| e.path().join(&self.id));
+        v1.chain([Path::new(CGROUPS).join(&self.id)])
             .filter(|path| path.exists())
             .collect()
     }

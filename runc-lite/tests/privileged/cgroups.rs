@@ -3,23 +3,16 @@
 use std::path::Path;
 use std::process::Command;
 
-use runc_lite::cgroup::{CgroupDirectory, CgroupRecord, Hierarchies};
+use runc_lite::cgroup::{CgroupDirectory, CgroupRecord};
 use runc_lite::config::Resources;
 use serde_json::json;
 
 use super::bundle::{Bundle, eventually, ready, unique};
-
-fn has_v1() -> bool {
-    let version = Hierarchies::of_this_host().unwrap().version();
-    if version != Some(1) {
-        println!("the host has no cgroup v1 controllers");
-    }
-    version == Some(1)
-}
+use super::guard::{Need, ready_with};
 
 #[test]
 fn privileged_limits_are_visible_in_v1_files() {
-    if !ready() || !has_v1() {
+    if !ready_with(&[Need::CgroupV1]) {
         return;
     }
     let mut bundle = Bundle::new("sleep 1000");
@@ -65,7 +58,7 @@ fn privileged_limits_are_visible_in_v1_files() {
 
 #[test]
 fn privileged_a_limit_without_its_controller_is_refused() {
-    if !ready() || !has_v1() || Path::new("/sys/fs/cgroup/hugetlb").exists() {
+    if !ready_with(&[Need::CgroupV1]) || Path::new("/sys/fs/cgroup/hugetlb").exists() {
         return;
     }
     let mut bundle = Bundle::new("true");
@@ -79,7 +72,7 @@ fn privileged_a_limit_without_its_controller_is_refused() {
 
 #[test]
 fn privileged_a_pids_limit_bites() {
-    if !ready() || !has_v1() {
+    if !ready() {
         return;
     }
     let mut bundle = Bundle::new("for i in $(seq 20); do sleep 100 & done");
@@ -119,11 +112,7 @@ fn privileged_the_whole_container_dies_without_a_pid_namespace_of_its_own() {
             .retain(|n| n["type"] != "pid");
         bundle.create().ok();
         bundle.start().ok();
-        let procs = bundle
-            .cgroup("pids")
-            .or(bundle.cgroup("unified"))
-            .unwrap()
-            .join("cgroup.procs");
+        let procs = bundle.processes().join("cgroup.procs");
         let count = || {
             std::fs::read_to_string(&procs)
                 .unwrap_or_default()
@@ -150,10 +139,11 @@ fn privileged_a_frozen_container_can_be_deleted() {
     let bundle = Bundle::new("sleep 1000");
     bundle.create().ok();
     bundle.start().ok();
-    let Some(freezer) = bundle.cgroup("freezer") else {
-        return;
-    };
-    std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+    match (bundle.unified(), bundle.cgroup("freezer")) {
+        (Some(unified), _) => std::fs::write(unified.join("cgroup.freeze"), "1").unwrap(),
+        (None, Some(freezer)) => std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap(),
+        (None, None) => panic!("no freezer to test with"),
+    }
     eventually("frozen", || bundle.status() == "paused");
     bundle.exec(&["true"]).fails(255, "paused container");
     bundle.call(&["delete", "--force", &bundle.id]).ok();

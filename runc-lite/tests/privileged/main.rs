@@ -8,11 +8,14 @@
     reason = "a test fails by panicking, and a skip is printed; clippy exempts only the test functions"
 )]
 
+mod apparmor;
 mod attacks;
 mod bundle;
 mod cgroups;
 mod crash;
 mod exec;
+mod guard;
 mod isolation;
 mod lifecycle;
 mod scheduling;
+mod unified;

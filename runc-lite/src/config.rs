@@ -154,6 +154,15 @@ pub struct Hooks {
     pub poststop: Vec<Hook>,
 }
 
+impl Hooks {
+    /// Whether there is a hook that create runs.
+    #[must_use]
+    pub fn any_of_create(&self) -> bool {
+        let lists = [&self.prestart, &self.create_runtime, &self.create_container];
+        lists.iter().any(|list| !list.is_empty())
+    }
+}
+
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
 pub struct Hook {

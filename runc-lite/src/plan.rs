@@ -431,6 +431,16 @@ pub struct SchedulerPlan {
     pub period: u64,
 }
 
+impl SchedulerPlan {
+    /// Whether a process under it cannot fork (sched(7), "SCHED_DEADLINE").
+    #[must_use]
+    pub fn forbids_fork(&self) -> bool {
+        const DEADLINE: u32 = 6;
+        const RESET_ON_FORK: u64 = 1;
+        self.policy == DEADLINE && self.flags & RESET_ON_FORK == 0
+    }
+}
+
 /// I/O class and level of ioprio_set(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoPriorityPlan {

@@ -94,6 +94,15 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
     namespaces::check_ids(&id_mappings, &namespaces, &process, &mounts)?;
     let hooks = config.hooks.unwrap_or_default();
     check_hooks(&hooks)?;
+    let deadline = process.scheduler.filter(|plan| plan.forbids_fork());
+    if let (Some(plan), false) = (deadline, hooks.start_container.is_empty()) {
+        return Err(invalid(
+            "process.scheduler.policy",
+            plan.name,
+            "without SCHED_FLAG_RESET_ON_FORK cannot go with hooks.startContainer: the kernel lets no \
+             deadline process fork",
+        ));
+    }
     let devices = plan_devices(&linux.devices)?;
     let sysctls = plan_sysctls(&linux, &namespaces)?;
     let resources = linux.resources.unwrap_or_default();
@@ -204,6 +213,12 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
                     hook.timeout.unwrap_or_default().to_string(),
                     "is not positive",
                 ));
+            }
+            check_text(format!("hooks.{kind}[{index}].path"), &hook.path)?;
+            for (name, list) in [("args", &hook.args), ("env", &hook.env)] {
+                for (at, text) in list.iter().enumerate() {
+                    check_text(format!("hooks.{kind}[{index}].{name}[{at}]"), text)?;
+                }
             }
         }
     }

@@ -5,7 +5,8 @@ use lexopt::prelude::*;
 use super::start::hooks_of;
 use super::{CommandError, Globals, parse_id, refused};
 use crate::container::{Container, Status};
-use crate::process::{hooks, state_text};
+use crate::process::hooks::{self, Surroundings};
+use crate::process::state_text;
 use crate::state::StateError;
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
@@ -49,11 +50,15 @@ pub(super) fn remove(globals: &Globals, container: &Container) -> Result<(), Com
     if let Some(group) = container.cgroup() {
         group.remove()?;
     }
-    let state = state_text(&container.record, "stopped");
-    for hook in hooks_of(container).poststop {
+    let hooks = hooks_of(container).poststop;
+    if !hooks.is_empty() {
+        let mut record = container.record.clone();
+        record.init = None;
+        let state = state_text(&record, "stopped");
+        let surroundings = Surroundings::of_runtime(&state, &record.bundle);
         // The specification: a poststop hook that fails is logged, the others still run.
-        if let Err(reason) = hooks::run("poststop", std::slice::from_ref(&hook), &state) {
-            globals.log.warn(&reason);
+        for failure in hooks::run_all("poststop", &hooks, surroundings) {
+            globals.log.warn(&failure);
         }
     }
     Ok(container.directory.remove()?)

@@ -23,7 +23,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         directory: created.directory,
         record: created.record,
     };
-    let started = super::start::start(globals, &container);
+    let started = super::start::start(&container);
     if started.is_err() {
         // The container never ran: nobody but this command knows of it.
         let removed = remove(globals, &container);

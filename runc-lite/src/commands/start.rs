@@ -3,17 +3,18 @@
 use super::{CommandError, Globals, io_error, only_id, refused};
 use crate::config::Hooks;
 use crate::container::{Container, Status};
-use crate::process::{self, hooks};
+use crate::process;
+use crate::process::hooks::{self, Surroundings};
 use crate::state::CONFIG_FILE;
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
     let id = only_id(parser)?;
     let container = Container::open_locked(&globals.root, &id)?;
-    start(globals, &container)
+    start(&container)
 }
 
 /// Starts a container that this process has locked.
-pub(super) fn start(globals: &Globals, container: &Container) -> Result<(), CommandError> {
+pub(super) fn start(container: &Container) -> Result<(), CommandError> {
     match container.status() {
         Status::Created => {}
         Status::Stopped => return Err(refused("cannot start a container that has stopped")),
@@ -21,7 +22,9 @@ pub(super) fn start(globals: &Globals, container: &Container) -> Result<(), Comm
             return Err(refused("cannot start an already running container"));
         }
     }
-    let outcome = process::start(&container.directory).map_err(|e| {
+    let hooks = hooks_of(container);
+    let patience = hooks::patience(&hooks.start_container);
+    let outcome = process::start(&container.directory, patience).map_err(|e| {
         io_error(
             "start",
             format!("container {:?}, is its init gone?", container.record.id),
@@ -30,13 +33,14 @@ pub(super) fn start(globals: &Globals, container: &Container) -> Result<(), Comm
     })?;
     outcome.map_err(refused)?;
     let state = process::state_text(&container.record, "running");
-    for hook in hooks_of(container).poststart {
-        // The specification: a poststart hook that fails is logged, the container goes on.
-        if let Err(reason) = hooks::run("poststart", std::slice::from_ref(&hook), &state) {
-            globals.log.warn(&reason);
+    let surroundings = Surroundings::of_runtime(&state, &container.record.bundle);
+    hooks::run("poststart", &hooks.poststart, surroundings).map_err(|reason| {
+        // The specification, Lifecycle: the container of a poststart hook that fails is stopped.
+        match container.kill_init() {
+            Ok(()) => refused(reason),
+            Err(alive) => refused(format!("{reason}; {alive}")),
         }
-    }
-    Ok(())
+    })
 }
 
 /// The hooks of the container's document; most have none, and then nothing is parsed.

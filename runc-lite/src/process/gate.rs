@@ -18,7 +18,7 @@ use crate::state::{START_SOCKET, StateDirectory};
 
 /// Longest error text taken from init.
 const MAX_TEXT: usize = 16 * 1024;
-/// How long init may take from the start signal to execve; startContainer hooks are in between.
+/// How long init may take from the start signal to execve, besides its startContainer hooks.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 fn address(directory: &StateDirectory) -> io::Result<SocketAddrUnix> {
@@ -83,14 +83,18 @@ pub(super) fn report(connection: BorrowedFd<'_>, text: &str) {
     );
 }
 
-/// The starter's side: lets init go and waits until the program runs.
+/// The starter's side: lets init go and waits until the program runs, `hooks` longer than without hooks.
 ///
 /// # Errors
 /// `ConnectionRefused` when no init waits; otherwise the outer result is that of the socket, the inner one
 /// init's own failure.
-pub fn start(directory: &StateDirectory) -> io::Result<Result<(), String>> {
+pub fn start(directory: &StateDirectory, hooks: Duration) -> io::Result<Result<(), String>> {
     let connection = stream()?;
-    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(
+        &connection,
+        sockopt::Timeout::Recv,
+        Some(PATIENCE.saturating_add(hooks)),
+    )?;
     connect(&connection, &address(directory)?)?;
     let mut text = Vec::new();
     let mut buffer = [0u8; 1024];

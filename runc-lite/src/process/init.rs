@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::hooks::Surroundings;
 use super::message::{ChildEnd, ToChild, ToParent};
 use super::program::{self, Prepared};
 use super::{gate, hooks, terminal};
@@ -52,11 +53,17 @@ pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
     let Ok(starter) = gate::wait(inheritance.gate) else {
         exit_now(1)
     };
-    let failure = match hooks::run(
-        "startContainer",
-        &inheritance.plan.hooks.start_container,
-        &prepared.state,
-    ) {
+    let environment = prepared
+        .program
+        .as_ref()
+        .map_or(&[][..], Prepared::environment);
+    let surroundings = Surroundings {
+        state: &prepared.state,
+        directory: None,
+        environment,
+    };
+    let hooks = &inheritance.plan.hooks.start_container;
+    let failure = match hooks::run("startContainer", hooks, surroundings) {
         Ok(()) => prepared
             .program
             .take()
@@ -175,7 +182,7 @@ fn build_rootfs(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> Result<Roo
             .and_then(|()| terminal::take_terminal(&slave))
             .map_err(|e| format!("cannot hand over the terminal: {e}"))?;
     }
-    if !plan.hooks.prestart.is_empty() || !plan.hooks.create_runtime.is_empty() {
+    if plan.hooks.any_of_create() {
         channel
             .send(&ToParent::RunHooks)
             .map_err(|e| format!("cannot send to the runtime: {e}"))?;
@@ -185,24 +192,32 @@ fn build_rootfs(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> Result<Roo
         }
     }
     if !plan.hooks.create_container.is_empty() {
-        let state = state_document(inheritance, "creating");
-        hooks::run("createContainer", &plan.hooks.create_container, &state)?;
+        // Where runc runs them, so that hooks can name the container's files by relative paths.
+        rustix::process::fchdir(root.as_fd())
+            .map_err(|e| format!("cannot change directory to the container's root: {e}"))?;
+        let surroundings = Surroundings {
+            state: &state_document(inheritance, "creating"),
+            directory: None,
+            environment: &[],
+        };
+        hooks::run(
+            "createContainer",
+            &plan.hooks.create_container,
+            surroundings,
+        )?;
     }
     rootfs::make_paths_readonly(&root, &plan.readonly_paths).map_err(chain)?;
     rootfs::mask_paths(&root, &plan.masked_paths).map_err(chain)?;
     Ok(root)
 }
 
-/// The state for hooks that init runs itself; its pid is that of the host's procfs, still mounted here.
+/// The state for hooks that init runs itself; its pid is the container's, as the specification wants it.
 fn state_document(inheritance: &Inheritance<'_>, status: &str) -> String {
-    let pid = std::fs::read_link("/proc/self")
-        .ok()
-        .and_then(|link| link.to_str().and_then(|pid| pid.parse().ok()));
     let document = StateDocument {
         oci_version: &inheritance.plan.oci_version,
         id: inheritance.id,
         status,
-        pid: pid.unwrap_or_default(),
+        pid: rustix::process::getpid().as_raw_pid(),
         bundle: &inheritance.bundle.to_string_lossy(),
         annotations: &inheritance.plan.annotations,
         rootfs: "",

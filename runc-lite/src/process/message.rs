@@ -9,7 +9,7 @@
 //!    │ or clone ──────────────────────────────────────────────► │
 //!    │ cgroup, record                                            │
 //!    │ Proceed ────────────────────────────────────────────────►│ namespaces, mounts, devices
-//!    │◄────────────────────────────────────────────── RunHooks ─┤ (only if there are such hooks)
+//!    │◄────────────────────────────────────────────── RunHooks ─┤ (only if there are hooks of create)
 //!    │ HooksDone ──────────────────────────────────────────────►│ masks, pivot, identity, lookup
 //!    │◄──────────────────────────────────────────── Warning* ───┤
 //!    │◄──────────────────────────────────────── Ready | Failed ─┤
@@ -29,8 +29,8 @@ use rustix::net::{
 
 /// Longest payload; longer texts are cut.
 const MAX_PAYLOAD: usize = 16 * 1024;
-/// How long one side waits for the other: mounts of network file systems may be slow, hooks have bounds of
-/// their own that lie below.
+/// How long one side waits for the other: mounts of network file systems may be slow. Time for hooks comes on
+/// top, see [`Channel::wait_longer`].
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A message that can cross the socket.
@@ -48,7 +48,7 @@ pub enum ToParent {
     Born([u8; 4]),
     /// Something was tolerated.
     Warning(String),
-    /// prestart and createRuntime hooks are due.
+    /// The hooks of create are due, those of the runtime namespace first.
     RunHooks,
     /// Everything is prepared.
     Ready,
@@ -154,6 +154,19 @@ impl<S: Message, R: Message> Channel<S, R> {
         packet.extend_from_slice(&payload[..payload.len().min(MAX_PAYLOAD)]);
         send(&self.fd, &packet, SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Adds `time` to how long [`Channel::receive`] waits.
+    ///
+    /// # Errors
+    /// The errno of setsockopt(2).
+    pub fn wait_longer(&self, time: Duration) -> io::Result<()> {
+        let patience = Some(PATIENCE.saturating_add(time));
+        Ok(sockopt::set_socket_timeout(
+            &self.fd,
+            sockopt::Timeout::Recv,
+            patience,
+        )?)
     }
 
     /// Receives one message; `None` when the other side closed its end.

@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 
+use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
 use super::wait::{reap, wait_for_exit};
 use super::{gate, hooks, program, scheduling, terminal};
 use crate::cgroup::{self, Cgroup, CgroupError, Hierarchies};
-use crate::config::{Config, StateDocument};
+use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{NamespaceKind, Plan};
 use crate::seccomp::{self, SeccompError};
@@ -136,6 +137,29 @@ pub struct Created {
 /// # Errors
 /// [`ProcessError`].
 pub fn create(request: &CreateRequest<'_>) -> Result<Created, ProcessError> {
+    let mut aftermath = None;
+    let created = make(request, &mut aftermath);
+    if let (Err(_), Some(Aftermath { poststop, state })) = (&created, aftermath) {
+        // By now everything is undone. The specification, Lifecycle: the container whose hook failed is
+        // destroyed, then the poststop hooks run.
+        let surroundings = Surroundings::of_runtime(&state, request.bundle);
+        for failure in hooks::run_all("poststop", &poststop, surroundings) {
+            request.log.warn(&failure);
+        }
+    }
+    created
+}
+
+/// What is due when create fails after its hooks have begun.
+struct Aftermath {
+    poststop: Vec<Hook>,
+    state: String,
+}
+
+fn make(
+    request: &CreateRequest<'_>,
+    aftermath: &mut Option<Aftermath>,
+) -> Result<Created, ProcessError> {
     let (document, plan) = read_plan(request.bundle, request.log)?;
     check_host(&plan)?;
     if plan.process.terminal && request.console_socket.is_none() {
@@ -224,7 +248,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, ProcessError> {
     if let Some(score) = plan.process.oom_score_adj {
         set_oom_score(pid, score, request.log)?;
     }
-    watch_init(&channel, &plan, &record, request.log, pid)?;
+    watch_init(&channel, &plan, &record, request.log, pid, aftermath)?;
     if let Some(path) = request.pid_file {
         write_pid_file(path, pid)?;
     }
@@ -307,8 +331,13 @@ fn watch_init(
     record: &Record,
     log: &Log,
     pid: i32,
+    aftermath: &mut Option<Aftermath>,
 ) -> Result<(), ProcessError> {
     let talk = |e| io_error("talk to", "the container's init", e);
+    // Init runs these itself while this process waits.
+    channel
+        .wait_longer(hooks::patience(&plan.hooks.create_container))
+        .map_err(talk)?;
     channel.send(&ToChild::Proceed).map_err(talk)?;
     loop {
         match channel.receive().map_err(talk)? {
@@ -323,9 +352,22 @@ fn watch_init(
             }
             Some(ToParent::Warning(text)) => log.warn(&text),
             Some(ToParent::RunHooks) => {
+                *aftermath = Some(Aftermath {
+                    poststop: plan.hooks.poststop.clone(),
+                    state: state_text(
+                        &Record {
+                            init: None,
+                            ..record.clone()
+                        },
+                        "stopped",
+                    ),
+                });
                 let state = state_text(record, "creating");
-                hooks::run("prestart", &plan.hooks.prestart, &state)
-                    .and_then(|()| hooks::run("createRuntime", &plan.hooks.create_runtime, &state))
+                let surroundings = Surroundings::of_runtime(&state, &record.bundle);
+                hooks::run("prestart", &plan.hooks.prestart, surroundings)
+                    .and_then(|()| {
+                        hooks::run("createRuntime", &plan.hooks.create_runtime, surroundings)
+                    })
                     .map_err(|reason| ProcessError::Hook { reason })?;
                 channel.send(&ToChild::HooksDone).map_err(talk)?;
             }

@@ -91,6 +91,11 @@ pub(super) fn prepare<'a>(
 }
 
 impl Prepared<'_> {
+    /// The program's environment.
+    pub(super) fn environment(&self) -> &[CString] {
+        &self.env
+    }
+
     /// Loads the filter and executes the program; returns the reason when that fails.
     pub(super) fn execute(self) -> String {
         if let Err(e) = crate::sys::restore_default_signals() {

@@ -272,50 +272,6 @@ fn privileged_options_that_are_refused_say_why() {
     assert!(!bundle.state_root().join("x").exists());
 }
 
-#[test]
-fn privileged_hooks_run_in_their_order_with_the_state() {
-    if !ready() {
-        return;
-    }
-    let mut bundle = Bundle::new("cat /hooked");
-    let log = bundle.dir.path().join("hooks");
-    let hook = |name: &str| {
-        let script = format!(
-            "echo {name} >> {}; cat >> {0}.state; echo >> {0}.state",
-            log.display()
-        );
-        json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
-    };
-    let inside = json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo startContainer > /hooked"],
-                         "env": ["PATH=/bin"]}]);
-    bundle.set(
-        "/hooks",
-        json!({"prestart": hook("prestart"), "createRuntime": hook("createRuntime"),
-               "createContainer": hook("createContainer"), "startContainer": inside,
-               "poststart": hook("poststart"), "poststop": hook("poststop")}),
-    );
-    let done = bundle.run();
-    assert_eq!(
-        (done.code, done.out.as_str()),
-        (0, "startContainer"),
-        "{done:?}"
-    );
-    let order = std::fs::read_to_string(&log).unwrap();
-    assert_eq!(
-        order,
-        "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n"
-    );
-    let states = std::fs::read_to_string(log.with_extension("state")).unwrap();
-    for state in states.lines() {
-        let state: serde_json::Value = serde_json::from_str(state).unwrap();
-        assert_eq!(state["id"], bundle.id.as_str());
-        assert!(state["pid"].as_i64().is_some_and(|pid| pid > 1) || state["status"] == "stopped");
-    }
-    bundle.set("/hooks", json!({"createRuntime": [{"path": "/bin/false"}]}));
-    bundle.create().fails(1, "createRuntime hook #0");
-    bundle.assert_gone();
-}
-
 /// Takes the terminal's master from the console socket.
 fn receive_master(listener: &UnixListener) -> OwnedFd {
     let (stream, _) = listener.accept().unwrap();

@@ -15,6 +15,7 @@ mod cgroups;
 mod crash;
 mod exec;
 mod guard;
+mod hooks;
 mod isolation;
 mod lifecycle;
 mod scheduling;

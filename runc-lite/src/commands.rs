@@ -345,8 +345,8 @@ fn keep_descriptors(count: u32) -> Result<(), CommandError> {
         .map_err(|e| io_error("close", "inherited descriptors", e))
 }
 
-/// Goes on from a sealed copy of this binary: for the verbs whose children enter a container.
-fn run_sealed() -> Result<(), CommandError> {
-    crate::process::run_from_sealed_copy()
-        .map_err(|e| io_error("run from", "a sealed copy of this binary", e))
+/// Goes on from a read-only copy of this binary: for the verbs whose children enter a container.
+fn run_sealed(globals: &Globals) -> Result<(), CommandError> {
+    crate::process::run_from_sealed_copy(&globals.root)
+        .map_err(|e| io_error("run from", "a read-only copy of this binary", e))
 }

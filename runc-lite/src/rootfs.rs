@@ -14,6 +14,7 @@ mod root;
 
 pub use devices::{bind_console, make_devices, open_terminal};
 pub use masks::{make_paths_readonly, mask_paths};
+pub(crate) use mounts::make as make_detached;
 pub use mounts::{PreparedMount, mount_all, prepare_shared_binds};
 pub use pivot::{enter, finish};
 pub use procfs::{PrivateProcfs, write_lsm_label, write_sysctls};

@@ -66,7 +66,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser, is_run: bool) -> Result<Options
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
     let options = parse(parser, false)?;
-    run_sealed()?;
+    run_sealed(globals)?;
     make(globals, &options).map(|_| ())
 }
 

@@ -110,7 +110,7 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>), CommandError> {
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, CommandError> {
     let (options, id) = parse(parser)?;
-    run_sealed()?;
+    run_sealed(globals)?;
     let container = Container::open(&globals.root, &id)?;
     match container.status() {
         Status::Running | Status::Created => {}

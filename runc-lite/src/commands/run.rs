@@ -10,7 +10,7 @@ use crate::process::forward_signals_until_exit;
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, CommandError> {
     let options = parse(parser, true)?;
-    run_sealed()?;
+    run_sealed(globals)?;
     // Order: blocked before there is a child, so that no signal is lost.
     let blocked = if options.detach {
         None

@@ -229,7 +229,7 @@ fn with_mode_of(
 }
 
 /// Makes a detached mount of a new file system. The error is the kernel's own words where it has any.
-pub(super) fn make(
+pub(crate) fn make(
     fs_type: &str,
     source: &str,
     parameters: &[(String, Option<String>)],

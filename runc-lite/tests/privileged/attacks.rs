@@ -1,6 +1,6 @@
 //! Hostile images and neighbours. The names carry the advisories the tests stand for.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
 
 use serde_json::json;
@@ -133,19 +133,40 @@ fn privileged_cve_2019_5736_the_runtime_cannot_be_overwritten() {
     if !ready() {
         return;
     }
-    let bundle = Bundle::new("sleep 1000");
-    bundle.create().ok();
-    let exe = format!("/proc/{}/exe", bundle.pid());
-    let link = std::fs::read_link(&exe).unwrap();
-    assert!(link.to_str().unwrap().contains("memfd:"), "{link:?}");
-    // Even the host's root cannot write to it.
-    assert!(
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(&exe)
-            .is_err_and(|e| { matches!(e.raw_os_error(), Some(libc::ETXTBSY | libc::EPERM)) })
-    );
     let before = std::fs::read(super::bundle::runtime()).unwrap();
+    let bundle = Bundle::new("sleep 1000");
+    // The first create finds no directory for the overlay and runs from a copy, the second from the overlay.
+    for kind in ["memfd:", "/runc-lite"] {
+        bundle.create().ok();
+        // Held across the process's end, as the attack does: then nothing executes the file any more.
+        let exe = std::fs::File::open(format!("/proc/{}/exe", bundle.pid())).unwrap();
+        bundle.call(&["delete", "--force", &bundle.id]).ok();
+        let again = format!("/proc/self/fd/{}", exe.as_raw_fd());
+        let link = std::fs::read_link(&again).unwrap();
+        assert!(link.to_str().unwrap().contains(kind), "{link:?}");
+        assert!(before == std::fs::read(&again).unwrap());
+        // Refused or not, it must change nothing.
+        let _ = runc_lite::sys::mount_setattr(
+            exe.as_fd(),
+            c"",
+            false,
+            runc_lite::sys::MountAttributes {
+                clear: runc_lite::sys::MountAttributes::RDONLY,
+                ..Default::default()
+            },
+        );
+        // Even the host's root cannot write to it, however it is opened.
+        for options in [
+            std::fs::OpenOptions::new().write(true),
+            std::fs::OpenOptions::new().append(true),
+            std::fs::OpenOptions::new().write(true).truncate(true),
+        ] {
+            let refused = options.open(&again).and_then(|file| file.set_len(0));
+            let errno = refused.unwrap_err().raw_os_error();
+            let readonly = matches!(errno, Some(libc::EROFS | libc::EPERM));
+            assert!(readonly, "{kind} {errno:?}");
+        }
+    }
     let mut bundle = Bundle::new("");
     let script = bundle.rootfs().join("evil");
     std::fs::write(&script, "#!/proc/self/exe\n").unwrap();

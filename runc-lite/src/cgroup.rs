@@ -1,12 +1,19 @@
-//! The container's cgroup: one trait, a back end for cgroup v1 (and the hybrid layout) and one for v2.
+//! The container's cgroup: one trait, a back end for cgroup v1 (and the hybrid layout), and one for v2.
 
 mod device;
+mod error;
 mod files;
+mod journal;
 mod location;
+mod oom;
+pub mod stats;
+mod subgroup;
 mod v1;
 mod v2;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,68 +21,21 @@ use crate::config::Resources;
 use crate::plan::CgroupPath;
 
 pub use device::DeviceSet;
+pub use error::CgroupError;
 pub use location::{Hierarchies, Hierarchy};
+pub use oom::OomWatch;
+pub use stats::Stats;
+pub use subgroup::Subgroup;
 
-/// What went wrong in the cgroup tree.
-#[derive(Debug, thiserror::Error)]
-pub enum CgroupError {
-    /// A system call on a cgroup file or directory failed.
-    #[error("cannot {operation} {path}")]
-    Io {
-        /// Verb, with the value where there is one.
-        operation: String,
-        /// File or directory.
-        path: PathBuf,
-        /// Errno.
-        source: std::io::Error,
-    },
-    /// No cgroup file system is mounted.
-    #[error("no cgroup file system is mounted")]
-    NotMounted,
-    /// A limit for a controller that the host does not offer.
-    #[error("config.json: {field} is set, but the host has no {controller} cgroup controller")]
-    MissingController {
-        /// JSON path of the limit.
-        field: String,
-        /// Name of the controller.
-        controller: &'static str,
-    },
-    /// A setting that only cgroup v2 has, on v1.
-    #[error("config.json: linux.resources.unified[{key:?}] needs cgroup v2, this host has v1")]
-    UnifiedOnV1 {
-        /// First key of the map.
-        key: String,
-    },
-    /// The cgroup exists and is in use.
-    #[error("container's cgroup is not empty: {path} holds {count} process(es)")]
-    NotEmpty {
-        /// Directory.
-        path: PathBuf,
-        /// How many.
-        count: usize,
-    },
-    /// The cgroup exists and is frozen: init would never run.
-    #[error("container's cgroup {path} is frozen")]
-    Frozen {
-        /// Directory.
-        path: PathBuf,
-    },
-    /// The processes did not end in time.
-    #[error("processes of {path} are still there after SIGKILL and {seconds} s")]
-    StillPopulated {
-        /// Directory.
-        path: PathBuf,
-        /// Bound that was waited for.
-        seconds: u64,
-    },
-    /// `exec --cgroup` with a path that leaves the container's cgroup or is not there.
-    #[error("cgroup {path:?} {reason}")]
-    BadSubgroup {
-        /// As given.
-        path: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
+use error::io_error;
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// This process.
+    Cgroupfs,
+    /// systemd, asked over D-Bus.
+    Systemd,
 }
 
 /// The directories of a container's cgroup, as they are kept in its record.
@@ -98,6 +58,16 @@ pub struct CgroupDirectory {
     pub mount_point: PathBuf,
 }
 
+/// A change of limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// What is to be written, nothing else is.
+    pub asked: &'a Resources,
+    /// Everything that was ever asked for with `asked` in it: some kernel files and systemd properties join
+    /// two values, of which only one may be asked for.
+    pub known: &'a Resources,
+}
+
 /// Operations on one container's cgroup.
 pub trait Cgroup: std::fmt::Debug {
     /// What must be remembered to find it again.
@@ -109,23 +79,73 @@ pub trait Cgroup: std::fmt::Debug {
     /// [`CgroupError::NotEmpty`], [`CgroupError::Frozen`].
     fn refuse_occupied(&self) -> Result<(), CgroupError>;
 
-    /// Makes the directories.
-    ///
-    /// # Errors
-    /// [`CgroupError::Io`].
-    fn create(&self) -> Result<(), CgroupError>;
-
-    /// Writes the limits; `warnings` receives what is tolerated.
+    /// Makes the directories and writes the limits, as far as that is possible while the container has no
+    /// process; `warnings` receives what is tolerated.
     ///
     /// # Errors
     /// [`CgroupError`] naming the limit and the file.
-    fn apply(&self, resources: &Resources, warnings: &mut Vec<String>) -> Result<(), CgroupError>;
+    fn prepare(&self, resources: &Resources, warnings: &mut Vec<String>)
+    -> Result<(), CgroupError>;
+
+    /// The directory that clone3(2) can bear init straight into; `None` when [`Cgroup::admit`] has to move
+    /// it. On v2 a birth inside spares the migration, which waits for an RCU grace period.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    fn birthplace(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        Ok(None)
+    }
+
+    /// Makes init, process `pid`, the first member and completes what [`Cgroup::prepare`] could not do.
+    /// With `born_inside` it was cloned into [`Cgroup::birthplace`].
+    ///
+    /// # Errors
+    /// [`CgroupError`] naming the limit, the file or the unit.
+    fn admit(
+        &self,
+        pid: i32,
+        born_inside: bool,
+        resources: &Resources,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), CgroupError>;
+
+    /// Changes limits of a container that has processes. When one cannot be written, those before it get
+    /// back their old values.
+    ///
+    /// # Errors
+    /// [`CgroupError`] naming the limit and the file.
+    fn update(&self, change: Change<'_>, warnings: &mut Vec<String>) -> Result<(), CgroupError>;
 
     /// Moves process `pid` in, into `subgroup` of it when one is given.
     ///
     /// # Errors
-    /// [`CgroupError::BadSubgroup`], [`CgroupError::Io`].
+    /// [`CgroupError::BadSubgroup`], [`CgroupError::CannotHold`], [`CgroupError::Io`].
     fn join(&self, pid: i32, subgroup: Option<&Subgroup>) -> Result<(), CgroupError>;
+
+    /// The processes in it and in every cgroup below, as this process's PID namespace numbers them, in
+    /// ascending order; none when it is gone.
+    fn processes(&self) -> Vec<i32> {
+        files::members(&self.record().directories)
+    }
+
+    /// What it has used.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    fn stats(&self) -> Result<Stats, CgroupError>;
+
+    /// Starts listening for kills by the out-of-memory killer.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`], [`CgroupError::MissingController`].
+    fn watch_oom(&self) -> Result<OomWatch, CgroupError>;
+
+    /// Gives the directory and the files that the kernel names as safe to delegate to user `uid` and group
+    /// `gid` (cgroups(7), "Cgroups delegation"): on v2 only, v1 hierarchies cannot be handed out safely.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`].
+    fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError>;
 
     /// Sends `signal` to every process in it.
     ///
@@ -156,104 +176,37 @@ pub trait Cgroup: std::fmt::Debug {
     fn remove(&self) -> Result<(), CgroupError>;
 }
 
-/// `exec --cgroup [controller[,controller]:]path`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subgroup {
-    /// Only for these hierarchies; empty: all.
-    pub controllers: Vec<String>,
-    /// Relative and clean, below the container's cgroup.
-    pub path: String,
+/// What decides where a container's cgroup lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Who makes it.
+    pub driver: Driver,
+    /// `linux.cgroupsPath`.
+    pub path: &'a CgroupPath,
+    /// Container id.
+    pub id: &'a str,
+    /// Of the document: `org.systemd.property.*` are unit properties.
+    pub annotations: &'a BTreeMap<String, String>,
 }
 
-impl Subgroup {
-    /// Parses and checks the option's value.
-    ///
-    /// # Errors
-    /// [`CgroupError::BadSubgroup`] for a path that leaves the container's cgroup.
-    pub fn parse(text: &str) -> Result<Subgroup, CgroupError> {
-        let bad = |reason| CgroupError::BadSubgroup {
-            path: text.to_owned(),
-            reason,
-        };
-        let (controllers, path) = match text.split_once(':') {
-            Some((controllers, path)) => {
-                (controllers.split(',').map(str::to_owned).collect(), path)
-            }
-            None => (Vec::new(), text),
-        };
-        if path.is_empty() {
-            return Err(bad("is empty"));
-        }
-        if controllers.iter().any(String::is_empty) {
-            return Err(bad("has an empty controller name"));
-        }
-        if path.contains('\0') || path.split('/').any(|part| part == "..") {
-            return Err(bad("is not a sub-cgroup of the container's cgroup"));
-        }
-        let path = crate::spec::clean_path(path)
-            .trim_start_matches('/')
-            .to_owned();
-        Ok(Subgroup { controllers, path })
-    }
-
-    /// Whether it speaks of the hierarchy of `directory`.
-    fn concerns(&self, directory: &CgroupDirectory) -> bool {
-        self.controllers.is_empty()
-            || self
-                .controllers
-                .iter()
-                .any(|c| directory.controllers.contains(c))
-    }
-
-    /// The directory to join for `directory`.
-    fn below(&self, directory: &CgroupDirectory) -> PathBuf {
-        if self.concerns(directory) {
-            directory.path.join(&self.path)
-        } else {
-            directory.path.clone()
-        }
-    }
-
-    /// Refuses a sub-cgroup that does not exist: exec never makes cgroups.
-    fn check_exists(&self, directories: &[CgroupDirectory]) -> Result<(), CgroupError> {
-        let bad = |reason| CgroupError::BadSubgroup {
-            path: self.path.clone(),
-            reason,
-        };
-        for controller in &self.controllers {
-            if !directories
-                .iter()
-                .any(|d| d.controllers.contains(controller))
-            {
-                return Err(bad(
-                    "names a controller the container's cgroup does not have",
-                ));
-            }
-        }
-        for directory in directories.iter().filter(|d| self.concerns(d)) {
-            // The unified tree of a hybrid host need not mirror what was made in v1.
-            let optional = directory.controllers.is_empty() && directories.len() > 1;
-            if !self.below(directory).is_dir() && !optional {
-                return Err(bad("does not exist below the container's cgroup"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Decides where the cgroup of container `id` lies on this host.
+/// Decides where the cgroup of a container lies on this host.
 ///
 /// # Errors
-/// [`CgroupError::NotMounted`].
-pub fn locate(
-    hierarchies: &Hierarchies,
-    path: &CgroupPath,
-    id: &str,
-) -> Result<CgroupRecord, CgroupError> {
+/// [`CgroupError::NotMounted`], [`CgroupError::BadPath`].
+pub fn locate(hierarchies: &Hierarchies, wish: &Wish<'_>) -> Result<CgroupRecord, CgroupError> {
     let version = hierarchies.version().ok_or(CgroupError::NotMounted)?;
+    if wish.driver == Driver::Systemd {
+        return Err(CgroupError::NoSystemd);
+    }
+    if let CgroupPath::Unit(path) = wish.path {
+        return Err(CgroupError::BadPath {
+            path: path.clone(),
+            reason: "is a systemd unit name and needs --systemd-cgroup",
+        });
+    }
     let directories = hierarchies
         .iter()
-        .map(|h| h.directory(path, id, version))
+        .map(|h| h.directory(wish.path, wish.id, version))
         .collect();
     Ok(CgroupRecord {
         version,
@@ -264,17 +217,16 @@ pub fn locate(
 /// The back end for a record.
 #[must_use]
 pub fn open(record: CgroupRecord) -> Box<dyn Cgroup> {
-    if record.version == 2 {
-        Box::new(v2::CgroupV2::new(record))
-    } else {
-        Box::new(v1::CgroupV1::new(record))
-    }
+    open_beside(record, None)
 }
 
-fn io_error(operation: impl Into<String>, path: &Path, source: std::io::Error) -> CgroupError {
-    CgroupError::Io {
-        operation: operation.into(),
-        path: path.to_owned(),
-        source,
+/// The back end for a record of a container whose init is process `init`: a later process that cannot enter
+/// the container's cgroup itself joins init in its.
+#[must_use]
+pub fn open_beside(record: CgroupRecord, init: Option<i32>) -> Box<dyn Cgroup> {
+    if record.version == 2 {
+        Box::new(v2::CgroupV2::new(record, init))
+    } else {
+        Box::new(v1::CgroupV1::new(record))
     }
 }

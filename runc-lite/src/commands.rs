@@ -2,16 +2,20 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod help;
 mod kill;
 mod list;
 mod pause;
+mod ps;
+mod resume;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -20,7 +24,7 @@ use std::process::ExitCode;
 
 use lexopt::prelude::*;
 
-use crate::cgroup::CgroupError;
+use crate::cgroup::{CgroupError, Driver};
 use crate::error_chain;
 use crate::log::{Format, Level, Log};
 use crate::process::ProcessError;
@@ -105,6 +109,7 @@ struct Globals {
     root: PathBuf,
     /// Whether the caller named the root; only the default one need not exist.
     root_is_given: bool,
+    cgroup_driver: Driver,
     log: Log,
 }
 
@@ -158,9 +163,12 @@ fn dispatch(parser: &mut lexopt::Parser, log: &mut Log) -> Result<u8, Failure> {
         Some("list") => list::run(&globals, parser).map(|()| 0),
         Some("features") => features::run(parser).map(|()| 0),
         Some("spec") => spec::run(parser).map(|()| 0),
-        Some("pause") => Err(usage(
-            "pause takes no container; freezing comes with a later version",
-        )),
+        // Without an id it is the sandbox process, see `main`.
+        Some("pause") => pause::freeze(&globals, parser).map(|()| 0),
+        Some("resume") => resume::run(&globals, parser).map(|()| 0),
+        Some("ps") => ps::run(&globals, parser).map(|()| 0),
+        Some("update") => update::run(&globals, parser).map(|()| 0),
+        Some("events") => events::run(&globals, parser).map(|()| 0),
         Some("checkpoint") => Err(absent("checkpoint", help::CHECKPOINT_IS_ABSENT, parser)),
         Some("restore") => Err(absent("restore", help::RESTORE_IS_ABSENT, parser)),
         Some("help") => help(parser).map(|()| 0),
@@ -222,6 +230,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
     let mut log_path: Option<PathBuf> = None;
     let mut format = Format::Text;
     let mut debug = false;
+    let mut cgroup_driver = Driver::Cgroupfs;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("root") => given_root = Some(root_directory(&parser.value()?)?),
@@ -236,11 +245,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
                 };
             }
             Long("debug") => debug = true,
-            Long("systemd-cgroup") => {
-                return Err(usage(
-                    "--systemd-cgroup is not supported: only the cgroupfs driver is built in",
-                ));
-            }
+            Long("systemd-cgroup") => cgroup_driver = Driver::Systemd,
             Long("rootless") => {
                 let value = parser.value()?;
                 if value != "false" && value != "auto" {
@@ -262,6 +267,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
                 let globals = Globals {
                     root_is_given: given_root.is_some(),
                     root: given_root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT)),
+                    cgroup_driver,
                     log,
                 };
                 return Ok(Parsed::Command(globals, command));

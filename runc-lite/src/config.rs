@@ -304,6 +304,10 @@ pub struct Memory {
     #[serde(rename = "disableOOMKiller")]
     pub disable_oom_killer: Option<bool>,
     pub use_hierarchy: Option<bool>,
+    pub check_before_update: Option<bool>,
+    pub kernel: Option<i64>,
+    #[serde(rename = "kernelTCP")]
+    pub kernel_tcp: Option<i64>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]

@@ -81,7 +81,9 @@ impl Container {
     /// Its cgroup; `None` before create decided where it lies.
     #[must_use]
     pub fn cgroup(&self) -> Option<Box<dyn Cgroup>> {
-        self.record.cgroup.clone().map(cgroup::open)
+        let init = self.record.init.map(|init| init.pid);
+        let record = self.record.cgroup.clone()?;
+        Some(cgroup::open_beside(record, init))
     }
 
     /// A handle of its init; `None` when it has ended.

@@ -363,6 +363,8 @@ pub enum CgroupPath {
     Absolute(String),
     /// Below the runtime's own cgroup.
     Relative(String),
+    /// A systemd unit, `slice:prefix:name`.
+    Unit(String),
 }
 
 /// A process of the container, its first or a later one.

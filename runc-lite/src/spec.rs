@@ -250,6 +250,14 @@ fn propagation_option(text: &str) -> Option<Propagation> {
     Some(Propagation { kind, recursive })
 }
 
+/// The checks of `linux.resources` that need no host, for a document of its own.
+///
+/// # Errors
+/// [`SpecError`] naming the field.
+pub(crate) fn check_resources(resources: &crate::config::Resources) -> Result<(), SpecError> {
+    resources::check(resources)
+}
+
 /// Resolves `.`, `..` and repeated slashes by text alone; the result is absolute.
 pub(crate) fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();

@@ -4,6 +4,7 @@
 //! <root>/<id>/            0700, made exclusively by create; flock held while create or delete works
 //!   state.json            the record: written before each side effect it describes
 //!   config.json           the document as create read it, for exec and poststop hooks
+//!   resources.json        linux.resources with all updates in it; not there before the first update
 //!   start.sock            init listens here until it executes the container's program
 //! ```
 //!
@@ -32,6 +33,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const STATE_FILE: &str = "state.json";
 /// Copy of the document.
 pub const CONFIG_FILE: &str = "config.json";
+/// Everything that create and the updates since were asked to limit.
+pub const RESOURCES_FILE: &str = "resources.json";
 /// Socket of a created, not yet started init.
 pub const START_SOCKET: &str = "start.sock";
 
@@ -376,7 +379,9 @@ impl StateDirectory {
         let names = [
             START_SOCKET,
             CONFIG_FILE,
+            RESOURCES_FILE,
             ".config.json.new",
+            ".resources.json.new",
             ".state.json.new",
             STATE_FILE,
         ];

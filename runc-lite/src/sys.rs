@@ -7,7 +7,10 @@ mod mount;
 mod scheduling;
 mod signal;
 
-pub use bpf::{BpfInstruction, attach_device_program, load_device_program, load_seccomp};
+pub use bpf::{
+    BpfInstruction, attach_device_program, detach_device_program, device_programs,
+    load_device_program, load_seccomp,
+};
 pub use clone::{CloneFlags, Forked, clone3, exit_now, unshare};
 pub use exec::{
     close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,

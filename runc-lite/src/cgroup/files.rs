@@ -27,6 +27,14 @@ pub(super) fn write_io(path: &Path, value: &str) -> std::io::Result<()> {
         .write_all(value.as_bytes())
 }
 
+/// A file of one number; `max` is the greatest. `None` when it is not there or no number.
+pub(super) fn read_number(directory: &Path, file: &str) -> Option<u64> {
+    match read(directory, file)?.as_str() {
+        "max" => Some(u64::MAX),
+        text => text.parse().ok(),
+    }
+}
+
 /// Reads `file` of `directory` without the final newline; `None` when it cannot be read.
 pub(super) fn read(directory: &Path, file: &str) -> Option<String> {
     std::fs::read_to_string(directory.join(file))
@@ -50,6 +58,8 @@ pub(super) fn make(directory: &Path) -> Result<bool, CgroupError> {
 
 /// The processes of `directory` and of every cgroup below it; a cgroup that is gone has none.
 pub(super) fn processes(directory: &Path) -> Vec<i32> {
+    // A threaded cgroup answers EOPNOTSUPP; its processes are those of the domain above it, which is part
+    // of the container's cgroup or the container's cgroup itself.
     let mut found: Vec<i32> = read(directory, "cgroup.procs")
         .unwrap_or_default()
         .lines()
@@ -62,7 +72,7 @@ pub(super) fn processes(directory: &Path) -> Vec<i32> {
     found
 }
 
-fn children(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn children(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
@@ -73,18 +83,20 @@ fn children(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The processes of all `directories` and of the cgroups below them, ascending and each once.
+pub(super) fn members(directories: &[CgroupDirectory]) -> Vec<i32> {
+    let mut pids: Vec<i32> = directories
+        .iter()
+        .flat_map(|d| processes(&d.path))
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
 /// Sends `signal` to every process of the directories. A pidfd is opened first and the membership read
 /// again, so that a number that changed hands meanwhile is left alone.
 pub(super) fn signal_all(directories: &[CgroupDirectory], signal: i32) -> usize {
-    let members = |directories: &[CgroupDirectory]| {
-        let mut pids: Vec<i32> = directories
-            .iter()
-            .flat_map(|d| processes(&d.path))
-            .collect();
-        pids.sort_unstable();
-        pids.dedup();
-        pids
-    };
     let held: Vec<_> = members(directories)
         .into_iter()
         .filter_map(|pid| {

@@ -133,7 +133,9 @@ impl Hierarchy {
     /// parent of it, because a cgroup with processes cannot pass controllers on.
     pub(super) fn directory(&self, path: &CgroupPath, id: &str, version: u8) -> CgroupDirectory {
         let below = match path {
-            CgroupPath::Absolute(path) => path.trim_start_matches('/').to_owned(),
+            CgroupPath::Absolute(path) | CgroupPath::Unit(path) => {
+                path.trim_start_matches('/').to_owned()
+            }
             CgroupPath::Relative(path) => {
                 let own = self.own.strip_prefix(self.root.trim_end_matches('/'));
                 let own = own.unwrap_or_default().trim_matches('/');
@@ -215,7 +217,13 @@ mod tests {
 
     fn paths(mounts: &str, own: &str, path: &CgroupPath) -> Vec<String> {
         let hierarchies = Hierarchies::parse(mounts, own);
-        let record = super::super::locate(&hierarchies, path, "box").unwrap();
+        let wish = super::super::Wish {
+            driver: super::super::Driver::Cgroupfs,
+            path,
+            id: "box",
+            annotations: &std::collections::BTreeMap::new(),
+        };
+        let record = super::super::locate(&hierarchies, &wish).unwrap();
         record
             .directories
             .iter()

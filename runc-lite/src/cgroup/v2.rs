@@ -1,31 +1,39 @@
-//! cgroup v2: one directory in the unified tree.
+//! cgroup v2: one directory in the unified tree. Its limits are in `limits`.
 
-use std::os::fd::AsFd;
-use std::path::Path;
+pub(super) mod limits;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::device::DeviceSet;
 use super::files::{self, KILL_PATIENCE, wait_until, write};
-use super::v1::files_rdma;
-use super::{Cgroup, CgroupDirectory, CgroupError, CgroupRecord, Subgroup, io_error};
-use crate::config::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
+use super::journal::Journal;
+use super::oom::OomWatch;
+use super::stats::{self, Stats};
+use super::{Cgroup, CgroupDirectory, CgroupError, CgroupRecord, Change, Subgroup, io_error};
+use crate::config::Resources;
+use limits::Limits;
 
 /// How long the freezer may take.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(2);
-/// What the kernel takes as the period when none is given, in microseconds.
-const DEFAULT_PERIOD: u64 = 100_000;
+/// What the kernel lists as safe to delegate.
+const DELEGATE_LIST: &str = "/sys/kernel/cgroup/delegate";
+/// The same by cgroups(7), for kernels before 4.15.
+const DELEGATE_DEFAULT: &str = "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n";
 
 /// A container's directory in the unified tree.
 #[derive(Debug)]
 pub(super) struct CgroupV2 {
     record: CgroupRecord,
+    /// The container's init, when there is one.
+    init: Option<i32>,
 }
 
 impl CgroupV2 {
-    pub(super) fn new(record: CgroupRecord) -> CgroupV2 {
-        CgroupV2 { record }
+    pub(super) fn new(record: CgroupRecord, init: Option<i32>) -> CgroupV2 {
+        CgroupV2 { record, init }
     }
 
     fn here(&self) -> &CgroupDirectory {
@@ -37,29 +45,85 @@ impl CgroupV2 {
         &self.here().path
     }
 
-    /// Writes a limit; a file that is not there means that the controller is not.
-    fn set(
-        &self,
-        file: &str,
-        value: &str,
-        controller: &'static str,
-        field: &str,
-    ) -> Result<(), CgroupError> {
-        match write(self.path(), file, value) {
-            Err(CgroupError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Err(CgroupError::MissingController {
-                    field: format!("linux.resources.{field}"),
-                    controller,
-                })
-            }
-            other => other,
-        }
+    fn open(&self) -> Result<OwnedFd, CgroupError> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(CWD, self.path(), flags, Mode::empty())
+            .map_err(|errno| io_error("open", self.path(), errno.into()))
     }
 
     fn is_populated(&self) -> bool {
         files::read(self.path(), "cgroup.events").is_some_and(|e| e.contains("populated 1"))
+    }
+
+    fn create(&self) -> Result<(), CgroupError> {
+        let CgroupDirectory {
+            path, mount_point, ..
+        } = self.here();
+        let below = path.strip_prefix(mount_point).unwrap_or(Path::new(""));
+        let mut current = mount_point.clone();
+        for part in below.components() {
+            // Order: a directory gets its controller files from its parent's subtree_control.
+            enable_controllers(&current);
+            current.push(part);
+            files::make(&current)?;
+        }
+        match self.holds_processes() {
+            None => Ok(()),
+            Some(reason) => Err(CgroupError::CannotHold {
+                path: path.clone(),
+                reason,
+            }),
+        }
+    }
+
+    /// Why the kernel would not let processes in; `None` when it would.
+    fn holds_processes(&self) -> Option<String> {
+        let kind = files::read(self.path(), "cgroup.type").unwrap_or_default();
+        match kind.as_str() {
+            "domain invalid" => {
+                let parent = self.path().parent().unwrap_or(Path::new("/"));
+                Some(format!(
+                    "its type is \"domain invalid\", because {} is part of a threaded subtree",
+                    parent.display()
+                ))
+            }
+            "threaded" => Some("it is threaded and takes threads only".to_owned()),
+            _ => {
+                let passed_on = files::read(self.path(), "cgroup.subtree_control")?;
+                (!passed_on.is_empty())
+                    .then(|| format!("it passes controllers on to cgroups below it ({passed_on})"))
+            }
+        }
+    }
+
+    /// The cgroup of the container's init when that lies below the container's: where a later process goes
+    /// when the container's own cgroup has become an inner node, as with an init system inside.
+    fn cgroup_of_init(&self) -> Option<PathBuf> {
+        let init = self.init?;
+        let mut candidates = files::children(self.path());
+        while let Some(candidate) = candidates.pop() {
+            let procs = files::read(&candidate, "cgroup.procs").unwrap_or_default();
+            if procs.lines().any(|line| line.parse() == Ok(init)) {
+                return Some(candidate);
+            }
+            candidates.extend(files::children(&candidate));
+        }
+        None
+    }
+
+    fn enter(&self, path: &Path, pid: i32) -> Result<(), CgroupError> {
+        let file = path.join("cgroup.procs");
+        let Err(error) = files::write_io(&file, &pid.to_string()) else {
+            return Ok(());
+        };
+        let explained = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP));
+        match self.holds_processes().filter(|_| explained) {
+            Some(reason) => Err(CgroupError::CannotHold {
+                path: path.to_owned(),
+                reason,
+            }),
+            None => Err(io_error(format!("write \"{pid}\" to"), &file, error)),
+        }
     }
 }
 
@@ -87,81 +151,106 @@ impl Cgroup for CgroupV2 {
         Ok(())
     }
 
-    fn create(&self) -> Result<(), CgroupError> {
-        let CgroupDirectory {
-            path, mount_point, ..
-        } = self.here();
-        let below = path.strip_prefix(mount_point).unwrap_or(Path::new(""));
-        let mut current = mount_point.clone();
-        for part in below.components() {
-            // Order: a directory gets its controller files from its parent's subtree_control.
-            enable_controllers(&current);
-            current.push(part);
-            files::make(&current)?;
+    fn prepare(
+        &self,
+        resources: &Resources,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), CgroupError> {
+        self.create()?;
+        self.set_devices(&resources.devices)?;
+        Limits {
+            directory: self.here(),
+            journal: &Journal::forgetful(),
         }
-        Ok(())
+        .write(resources, resources, warnings)
     }
 
-    fn apply(&self, resources: &Resources, _warnings: &mut Vec<String>) -> Result<(), CgroupError> {
-        let devices = DeviceSet::of_rules(&resources.devices);
-        if !devices.allows_everything() {
-            self.attach_devices(&devices)?;
+    fn birthplace(&self) -> Result<Option<OwnedFd>, CgroupError> {
+        self.open().map(Some)
+    }
+
+    fn admit(
+        &self,
+        pid: i32,
+        born_inside: bool,
+        _resources: &Resources,
+        _warnings: &mut Vec<String>,
+    ) -> Result<(), CgroupError> {
+        if born_inside {
+            return Ok(());
         }
-        if let Some(memory) = &resources.memory {
-            self.apply_memory(memory)?;
-        }
-        if let Some(cpu) = &resources.cpu {
-            self.apply_cpu(cpu)?;
-        }
-        if let Some(limit) = resources
-            .pids
-            .as_ref()
-            .and_then(|p| p.limit)
-            .filter(|l| *l != 0)
-        {
-            let value = if limit < 0 {
-                "max".to_owned()
-            } else {
-                limit.to_string()
-            };
-            self.set("pids.max", &value, "pids", "pids.limit")?;
-        }
-        if let Some(block_io) = &resources.block_io {
-            self.apply_block_io(block_io)?;
-        }
-        for limit in &resources.hugepage_limits {
-            let file = format!("hugetlb.{}.max", limit.page_size);
-            // The kubelet sends a zero limit for every page size, with or without the controller.
-            if limit.limit == 0 && !self.path().join(&file).exists() {
-                continue;
-            }
-            self.set(&file, &limit.limit.to_string(), "hugetlb", "hugepageLimits")?;
-            let reserved = format!("hugetlb.{}.rsvd.max", limit.page_size);
-            if self.path().join(&reserved).exists() {
-                write(self.path(), &reserved, &limit.limit.to_string())?;
-            }
-        }
-        for (device, limits) in &resources.rdma {
-            self.set("rdma.max", &files_rdma(device, limits), "rdma", "rdma")?;
-        }
-        for (key, value) in &resources.unified {
-            // Several lines are several settings; the kernel takes one line per write.
-            for line in value.lines() {
-                write(self.path(), key, line)?;
-            }
-        }
-        Ok(())
+        self.enter(self.path(), pid)
+    }
+
+    fn update(&self, change: Change<'_>, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
+        limits::check_usage(self.path(), change.asked)?;
+        let mut tolerated = Vec::new();
+        let written = Journal::all_or_nothing(
+            |journal| {
+                Limits {
+                    directory: self.here(),
+                    journal,
+                }
+                .write(change.asked, change.known, &mut tolerated)?;
+                // Order: last, because the program is what the journal cannot take back.
+                if change.asked.devices.is_empty() {
+                    return Ok(());
+                }
+                self.set_devices(&change.asked.devices)
+            },
+            warnings,
+        );
+        warnings.append(&mut tolerated);
+        written
     }
 
     fn join(&self, pid: i32, subgroup: Option<&Subgroup>) -> Result<(), CgroupError> {
-        let path = match subgroup {
-            Some(subgroup) => {
-                subgroup.check_exists(&self.record.directories)?;
-                subgroup.below(self.here())
-            }
-            None => self.path().to_owned(),
+        if let Some(subgroup) = subgroup {
+            subgroup.check_exists(&self.record.directories)?;
+            return self.enter(&subgroup.below(self.here()), pid);
+        }
+        let direct = self.enter(self.path(), pid);
+        match (&direct, self.init) {
+            (Err(CgroupError::CannotHold { .. }), Some(_)) => match self.cgroup_of_init() {
+                Some(path) => self.enter(&path, pid),
+                None => direct,
+            },
+            _ => direct,
+        }
+    }
+
+    fn stats(&self) -> Result<Stats, CgroupError> {
+        stats::v2::read(self.path())
+    }
+
+    fn watch_oom(&self) -> Result<OomWatch, CgroupError> {
+        OomWatch::of_memory_events(self.path())
+    }
+
+    fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
+        let directory = self.open()?;
+        let list = std::fs::read_to_string(DELEGATE_LIST);
+        let list = list.unwrap_or_else(|_| DELEGATE_DEFAULT.to_owned());
+        let owner = Some(rustix::fs::Uid::from_raw(uid));
+        let group = Some(rustix::fs::Gid::from_raw(gid));
+        let fail = |name: &str, e: rustix::io::Errno| {
+            let path = self.path().join(name);
+            io_error(
+                format!("give to user {uid} and group {gid}"),
+                &path,
+                e.into(),
+            )
         };
-        write(&path, "cgroup.procs", &pid.to_string())
+        rustix::fs::fchown(&directory, owner, group).map_err(|e| fail("", e))?;
+        for name in list.lines().filter(|name| !name.contains('/')) {
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            match rustix::fs::chownat(&directory, name, owner, group, flags) {
+                // The list is the kernel's whole, with files of controllers that are not here.
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(e) => return Err(fail(name, e)),
+            }
+        }
+        Ok(())
     }
 
     fn signal(&self, signal: i32) -> Result<(), CgroupError> {
@@ -224,113 +313,33 @@ impl Cgroup for CgroupV2 {
 }
 
 impl CgroupV2 {
-    fn attach_devices(&self, devices: &DeviceSet) -> Result<(), CgroupError> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    /// Attaches the program for `rules`, or puts it in the place of an earlier one in one step.
+    fn set_devices(&self, rules: &[crate::config::DeviceRule]) -> Result<(), CgroupError> {
+        let devices = super::DeviceSet::of_rules(rules);
         let fail = |operation: &str, e: std::io::Error| io_error(operation, self.path(), e);
-        let directory = rustix::fs::openat(CWD, self.path(), flags, Mode::empty())
-            .map_err(|errno| fail("open", errno.into()))?;
+        let directory = self.open()?;
+        let earlier = match crate::sys::device_programs(directory.as_fd()) {
+            Ok(earlier) => earlier,
+            // Nothing to forbid and no way to ask for programs: there are none of ours.
+            Err(_) if devices.allows_everything() => return Ok(()),
+            Err(e) => return Err(fail("list the device programs of", e)),
+        };
+        if devices.allows_everything() && earlier.is_empty() {
+            return Ok(());
+        }
         let program = crate::sys::load_device_program(&devices.program())
             .map_err(|e| fail("load the device program of", e))?;
-        crate::sys::attach_device_program(directory.as_fd(), program.as_fd())
-            .map_err(|e| fail("attach the device program to", e))
-    }
-
-    fn apply_memory(&self, memory: &Memory) -> Result<(), CgroupError> {
-        let text = |value: i64| {
-            if value < 0 {
-                "max".to_owned()
-            } else {
-                value.to_string()
-            }
+        let replaced = match earlier.as_slice() {
+            [one] => Some(one.as_fd()),
+            _ => None,
         };
-        let limit = memory.limit.filter(|limit| *limit != 0);
-        let swap = memory.swap.filter(|swap| *swap != 0);
-        if let Some(swap) = swap {
-            // The document counts memory and swap together, the kernel swap alone.
-            let swap = match limit {
-                Some(limit) if limit > 0 && swap > 0 => swap - limit,
-                _ => swap,
-            };
-            self.set("memory.swap.max", &text(swap), "memory", "memory.swap")?;
-        } else if limit == Some(-1) {
-            self.set("memory.swap.max", "max", "memory", "memory.swap")?;
-        }
-        if let Some(limit) = limit {
-            self.set("memory.max", &text(limit), "memory", "memory.limit")?;
-        }
-        if let Some(low) = memory.reservation.filter(|r| *r != 0) {
-            self.set("memory.low", &text(low), "memory", "memory.reservation")?;
-        }
-        Ok(())
-    }
-
-    fn apply_cpu(&self, cpu: &Cpu) -> Result<(), CgroupError> {
-        if let Some(idle) = cpu.idle {
-            self.set("cpu.idle", &idle.to_string(), "cpu", "cpu.idle")?;
-        }
-        // An idle group has no weight of its own.
-        if let Some(shares) = cpu.shares.filter(|s| *s != 0 && cpu.idle != Some(1)) {
-            self.set(
-                "cpu.weight",
-                &weight_of_shares(shares).to_string(),
-                "cpu",
-                "cpu.shares",
-            )?;
-        }
-        let quota = cpu.quota.filter(|q| *q != 0);
-        let period = cpu.period.filter(|p| *p != 0);
-        if quota.is_some() || period.is_some() {
-            let quota = match quota {
-                Some(quota) if quota > 0 => quota.to_string(),
-                _ => "max".to_owned(),
-            };
-            let value = format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD));
-            self.set("cpu.max", &value, "cpu", "cpu.quota")?;
-        }
-        if let Some(burst) = cpu.burst {
-            self.set("cpu.max.burst", &burst.to_string(), "cpu", "cpu.burst")?;
-        }
-        if !cpu.cpus.is_empty() {
-            self.set("cpuset.cpus", &cpu.cpus, "cpuset", "cpu.cpus")?;
-        }
-        if !cpu.mems.is_empty() {
-            self.set("cpuset.mems", &cpu.mems, "cpuset", "cpu.mems")?;
-        }
-        Ok(())
-    }
-
-    fn apply_block_io(&self, block_io: &BlockIo) -> Result<(), CgroupError> {
-        let bfq = self.path().join("io.bfq.weight").exists();
-        let weight = |weight: u16| {
-            if bfq {
-                ("io.bfq.weight", u64::from(weight))
-            } else {
-                // 10..=1000 of the document onto 1..=10000 of io.weight.
-                (
-                    "io.weight",
-                    1 + (u64::from(weight).max(10) - 10) * 9999 / 990,
-                )
-            }
-        };
-        if let Some((file, value)) = block_io.weight.filter(|w| *w != 0).map(weight) {
-            self.set(file, &value.to_string(), "io", "blockIO.weight")?;
-        }
-        for device in &block_io.weight_device {
-            if let Some((file, value)) = device.weight.map(weight) {
-                let value = format!("{}:{} {value}", device.major, device.minor);
-                self.set(file, &value, "io", "blockIO.weightDevice")?;
-            }
-        }
-        let throttles: [(&str, &[ThrottleDevice]); 4] = [
-            ("rbps", &block_io.throttle_read_bps_device),
-            ("wbps", &block_io.throttle_write_bps_device),
-            ("riops", &block_io.throttle_read_iops_device),
-            ("wiops", &block_io.throttle_write_iops_device),
-        ];
-        for (key, devices) in throttles {
-            for device in devices {
-                let value = format!("{}:{} {key}={}", device.major, device.minor, device.rate);
-                self.set("io.max", &value, "io", "blockIO.throttle")?;
+        crate::sys::attach_device_program(directory.as_fd(), program.as_fd(), replaced)
+            .map_err(|e| fail("attach the device program to", e))?;
+        if replaced.is_none() {
+            // Order: until the old ones are gone an access needs the leave of all.
+            for old in &earlier {
+                crate::sys::detach_device_program(directory.as_fd(), old.as_fd())
+                    .map_err(|e| fail("detach a device program from", e))?;
             }
         }
         Ok(())
@@ -354,42 +363,5 @@ fn enable_controllers(directory: &Path) {
     // One that cannot be enabled must not keep back the others.
     for controller in missing {
         let _ = write(directory, "cgroup.subtree_control", &controller);
-    }
-}
-
-/// v1 shares (2..=262144, 1024 by default) to v2 weight (1..=10000, 100 by default): the curve through
-/// the three pairs of limits and defaults that runc and crun agreed on, in powers of two.
-fn weight_of_shares(shares: u64) -> u64 {
-    const MAX: u64 = 262_144;
-    if shares <= 2 {
-        return 1;
-    }
-    if shares >= MAX {
-        return 10_000;
-    }
-    // Below 2^18, so the conversion to f64 is exact.
-    let l = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();
-    let weight = 10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0).ceil();
-    // The smallest whole weight not below it; a search instead of a cast that could truncate.
-    let reaches = |candidate: &u32| f64::from(*candidate) >= weight;
-    (1..=10_000u32).find(reaches).map_or(10_000, u64::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_shares_are_the_default_weight() {
-        for (shares, weight) in [
-            (2, 1),
-            (1024, 100),
-            (262_144, 10_000),
-            (0, 1),
-            (u64::MAX, 10_000),
-        ] {
-            assert_eq!(weight_of_shares(shares), weight, "{shares}");
-        }
-        assert!(weight_of_shares(512) < 100 && weight_of_shares(2048) > 100);
     }
 }

@@ -80,6 +80,7 @@ pub(super) fn make(globals: &Globals, options: &Options) -> Result<Created, Comm
         pid_file: options.pid_file.as_deref(),
         console_socket: options.console_socket.as_deref(),
         preserve_fds: options.preserve_fds,
+        cgroup_driver: globals.cgroup_driver,
         log: &globals.log,
     })?)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
 use super::wait::{reap, wait_for_exit};
 use super::{gate, hooks, program, scheduling, terminal};
-use crate::cgroup::{self, Cgroup, CgroupError, Hierarchies};
+use crate::cgroup::{self, Cgroup, CgroupError, Driver, Hierarchies, Wish};
 use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{NamespaceKind, Plan};
@@ -113,6 +113,8 @@ pub struct CreateRequest<'a> {
     pub console_socket: Option<&'a Path>,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
+    /// Who makes the cgroup.
+    pub cgroup_driver: Driver,
     /// Warnings go here.
     pub log: &'a Log,
 }
@@ -183,11 +185,13 @@ fn make(
         .as_ref()
         .map(|profile| seccomp::cache::filter(request.root, profile.get()))
         .transpose()?;
-    let place = cgroup::locate(
-        &Hierarchies::of_this_host()?,
-        &plan.cgroup_path,
-        request.id.as_str(),
-    )?;
+    let wish = Wish {
+        driver: request.cgroup_driver,
+        path: &plan.cgroup_path,
+        id: request.id.as_str(),
+        annotations: &plan.annotations,
+    };
+    let place = cgroup::locate(&Hierarchies::of_this_host()?, &wish)?;
     let console = request
         .console_socket
         .map(|path| {
@@ -220,11 +224,8 @@ fn make(
     undo.directory().write(CONFIG_FILE, &document)?;
     undo.group = Some(group);
     let mut warnings = Vec::new();
-    undo.group().create()?;
-    undo.group().apply(&plan.resources, &mut warnings)?;
-    warnings
-        .iter()
-        .for_each(|warning| request.log.warn(warning));
+    undo.group().prepare(&plan.resources, &mut warnings)?;
+    let birthplace = undo.group().birthplace()?;
 
     let gate = gate::open(undo.directory()).map_err(|e| io_error("make", "the start socket", e))?;
     let inheritance = Inheritance {
@@ -238,13 +239,23 @@ fn make(
         console: console.as_ref().map(AsFd::as_fd),
         first_private_fd: 3 + request.preserve_fds,
     };
-    let (channel, pid, pidfd) = bear_init(&inheritance)?;
+    let Birth {
+        channel,
+        pid,
+        pidfd,
+        born_inside,
+    } = bear_init(&inheritance, birthplace.as_ref().map(AsFd::as_fd))?;
+    drop(birthplace);
     undo.init = Some((pid, pidfd));
-    undo.group().join(pid, None)?;
-    scheduling::reset_affinity(pid)
-        .map_err(|e| io_error("reset the CPU affinity of", "the container's init", e))?;
     record.init = ProcessIdentity::of(pid);
     undo.directory().store(&record)?;
+    undo.group()
+        .admit(pid, born_inside, &plan.resources, &mut warnings)?;
+    scheduling::reset_affinity(pid)
+        .map_err(|e| io_error("reset the CPU affinity of", "the container's init", e))?;
+    warnings
+        .iter()
+        .for_each(|warning| request.log.warn(warning));
     if let Some(score) = plan.process.oom_score_adj {
         set_oom_score(pid, score, request.log)?;
     }
@@ -261,7 +272,19 @@ fn make(
     })
 }
 
-fn bear_init(inheritance: &Inheritance<'_>) -> Result<(ParentEnd, i32, OwnedFd), ProcessError> {
+/// A living init that waits for its parent's word.
+struct Birth {
+    channel: ParentEnd,
+    pid: i32,
+    pidfd: OwnedFd,
+    /// Whether it is in the container's cgroup already.
+    born_inside: bool,
+}
+
+fn bear_init(
+    inheritance: &Inheritance<'_>,
+    birthplace: Option<BorrowedFd<'_>>,
+) -> Result<Birth, ProcessError> {
     // Neither this process nor init until execve can be traced or looked into by the container.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| io_error("protect", "this process", e))?;
@@ -278,9 +301,14 @@ fn bear_init(inheritance: &Inheritance<'_>) -> Result<(ParentEnd, i32, OwnedFd),
         .map(|(_, fd)| fd);
     let fail = |e| io_error("make", "the container's init process", e);
     let Some(pid_namespace) = pid_namespace else {
-        return match clone3(CloneFlags(flags), None).map_err(fail)? {
+        return match clone3(CloneFlags(flags), birthplace).map_err(fail)? {
             Forked::Child => init::run(inheritance, &child_end),
-            Forked::Parent { pid, pidfd } => Ok((channel, pid, pidfd)),
+            Forked::Parent { pid, pidfd } => Ok(Birth {
+                channel,
+                pid,
+                pidfd,
+                born_inside: birthplace.is_some(),
+            }),
         };
     };
     let enter = || {
@@ -295,7 +323,12 @@ fn bear_init(inheritance: &Inheritance<'_>) -> Result<(ParentEnd, i32, OwnedFd),
     drop(child_end);
     let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
-    Ok((channel, pid, pidfd))
+    Ok(Birth {
+        channel,
+        pid,
+        pidfd,
+        born_inside: false,
+    })
 }
 
 /// Lets the intermediate process go and takes the number of the process it bore.

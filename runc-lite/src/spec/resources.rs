@@ -1,10 +1,10 @@
 //! The cgroup path and the checks of `linux.resources` that need no host.
 
-use super::{SpecError, check_text, invalid, unsupported};
+use super::{SpecError, check_text, invalid};
 use crate::config::Resources;
 use crate::plan::CgroupPath;
 
-/// Where the cgroup lies, by the rules of runc's cgroupfs driver.
+/// Where the cgroup lies, by the rules of runc's drivers.
 pub(super) fn plan_cgroup_path(path: &str) -> Result<CgroupPath, SpecError> {
     let field = "linux.cgroupsPath";
     check_text(field, path)?;
@@ -12,10 +12,7 @@ pub(super) fn plan_cgroup_path(path: &str) -> Result<CgroupPath, SpecError> {
         return Err(invalid(field, path, "contains \"..\""));
     }
     if !path.starts_with('/') && path.matches(':').count() == 2 {
-        return Err(unsupported(
-            format!("{field} {path:?}"),
-            "it is a systemd unit name, and only the cgroupfs driver is built in",
-        ));
+        return Ok(CgroupPath::Unit(path.to_owned()));
     }
     let clean = super::clean_path(path);
     if path.starts_with('/') {

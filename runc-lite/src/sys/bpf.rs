@@ -51,9 +51,13 @@ pub fn load_seccomp(filter: &[BpfInstruction], flags: u32) -> io::Result<()> {
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_F_REPLACE: u32 = 4;
 
 /// The head of `union bpf_attr` for program loading.
 #[repr(C)]
@@ -79,12 +83,39 @@ struct AttachAttributes {
     attach_bpf_fd: u32,
     attach_type: u32,
     attach_flags: u32,
+    replace_bpf_fd: u32,
+    spare: [u64; 24],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttributes {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    reserved: u32,
+    spare: [u64; 24],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IdAttributes {
+    prog_id: u32,
+    next_id: u32,
+    open_flags: u32,
     spare: [u64; 24],
 }
 
 /// Bytes of an attribute block that the kernel is told about: the fields before `spare`.
 const LOAD_SIZE: usize = 48;
-const ATTACH_SIZE: usize = 16;
+const ATTACH_SIZE: usize = 20;
+const QUERY_SIZE: usize = 32;
+const ID_SIZE: usize = 12;
+/// More device programs than any cgroup has of its own.
+const MAX_PROGRAMS: usize = 64;
 
 /// Loads eBPF `instructions` (raw 64-bit words) as a cgroup device program.
 ///
@@ -115,23 +146,51 @@ pub fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a device `program` to the cgroup v2 directory `cgroup`, beside those of its ancestors.
+/// Attaches a device `program` to the cgroup v2 directory `cgroup`, beside those of its ancestors. With
+/// `replaced` it takes the place of that one of its own in one step.
 ///
 /// # Errors
 /// The errno of bpf(2).
-pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attributes = AttachAttributes {
-        target_fd: u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?,
-        attach_bpf_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+pub fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let attributes = AttachAttributes {
+        target_fd: raw(cgroup)?,
+        attach_bpf_fd: raw(program)?,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
+        attach_flags: BPF_F_ALLOW_MULTI | replaced.map_or(0, |_| BPF_F_REPLACE),
+        replace_bpf_fd: replaced.map(raw).transpose()?.unwrap_or_default(),
         ..AttachAttributes::default()
     };
+    attach_or_detach(BPF_PROG_ATTACH, attributes)
+}
+
+/// Detaches a device `program` of the cgroup v2 directory `cgroup`.
+///
+/// # Errors
+/// The errno of bpf(2).
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = AttachAttributes {
+        target_fd: raw(cgroup)?,
+        attach_bpf_fd: raw(program)?,
+        attach_type: BPF_CGROUP_DEVICE,
+        ..AttachAttributes::default()
+    };
+    attach_or_detach(BPF_PROG_DETACH, attributes)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+fn attach_or_detach(command: libc::c_int, mut attributes: AttachAttributes) -> io::Result<()> {
     // SAFETY: the attribute block is larger than the size given and lives until the call returns.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_PROG_ATTACH,
+            command,
             std::ptr::from_mut(&mut attributes),
             ATTACH_SIZE,
         )
@@ -141,4 +200,58 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     } else {
         Ok(())
     }
+}
+
+/// The device programs attached to the cgroup v2 directory `cgroup` itself.
+///
+/// # Errors
+/// The errno of bpf(2).
+pub fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    // Twice the room the kernel is told about, see the note at `LoadAttributes`.
+    let mut ids = [0u32; 2 * MAX_PROGRAMS];
+    let mut attributes = QueryAttributes {
+        target_fd: raw(cgroup)?,
+        attach_type: BPF_CGROUP_DEVICE,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: u32::try_from(MAX_PROGRAMS).map_err(io::Error::other)?,
+        ..QueryAttributes::default()
+    };
+    // SAFETY: the attribute block is larger than the size given, the array it points to larger than the
+    // count given, and both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            std::ptr::from_mut(&mut attributes),
+            QUERY_SIZE,
+        )
+    };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let count = usize::try_from(attributes.prog_cnt).map_err(io::Error::other)?;
+    let ids = ids.iter().take(count.min(MAX_PROGRAMS));
+    ids.map(|id| program_by_id(*id)).collect()
+}
+
+fn program_by_id(prog_id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = IdAttributes {
+        prog_id,
+        ..IdAttributes::default()
+    };
+    // SAFETY: the attribute block is larger than the size given and lives until the call returns.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_FD_BY_ID,
+            std::ptr::from_mut(&mut attributes),
+            ID_SIZE,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: bpf(2) returned a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -71,6 +71,17 @@ fn privileged_a_limit_without_its_controller_is_refused() {
 }
 
 #[test]
+fn privileged_a_unit_name_without_the_systemd_driver_is_refused() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = Bundle::new("true");
+    bundle.set("/linux/cgroupsPath", json!("system.slice:axil:x"));
+    bundle.create().fails(1, "needs --systemd-cgroup");
+    bundle.assert_gone();
+}
+
+#[test]
 fn privileged_a_pids_limit_bites() {
     if !ready() {
         return;
@@ -174,15 +185,14 @@ fn privileged_the_unified_tree_kills_guards_devices_and_is_removed() {
     });
     let path = group.record().directories[0].path.clone();
     group.refuse_occupied().unwrap();
-    group.create().unwrap();
     let rules: Resources =
         serde_json::from_value(json!({"devices": [{"allow": false, "access": "rwm"}],
                                       "hugepageLimits": [{"pageSize": "2MB", "limit": 0}]}))
         .unwrap();
-    group.apply(&rules, &mut Vec::new()).unwrap();
+    group.prepare(&rules, &mut Vec::new()).unwrap();
     let missing: Resources = serde_json::from_value(json!({"pids": {"limit": 3}})).unwrap();
     if !path.join("pids.max").exists() {
-        let error = group.apply(&missing, &mut Vec::new()).unwrap_err();
+        let error = group.prepare(&missing, &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("pids"), "{error}");
     }
     // A process that moves in opens devices as the rules allow.
@@ -198,6 +208,7 @@ fn privileged_the_unified_tree_kills_guards_devices_and_is_removed() {
     group
         .join(i32::try_from(child.id()).unwrap(), None)
         .unwrap();
+    assert_eq!(group.processes(), [i32::try_from(child.id()).unwrap()]);
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"go\n").unwrap();
     let mut line = String::new();
     let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());

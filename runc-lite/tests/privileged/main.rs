@@ -18,5 +18,6 @@ mod guard;
 mod hooks;
 mod isolation;
 mod lifecycle;
+mod limits;
 mod scheduling;
 mod unified;

@@ -390,37 +390,6 @@ pub struct Rdma {
     pub hca_objects: Option<u32>,
 }
 
-/// The `linux.seccomp` object.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Seccomp {
-    pub default_action: String,
-    pub default_errno_ret: Option<u32>,
-    pub architectures: Vec<String>,
-    pub flags: Option<Vec<String>>,
-    pub listener_path: String,
-    pub listener_metadata: String,
-    pub syscalls: Vec<SyscallRule>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct SyscallRule {
-    pub names: Vec<String>,
-    pub action: String,
-    pub errno_ret: Option<u32>,
-    pub args: Vec<SyscallArg>,
-}
-
-#[derive(Debug, Default, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct SyscallArg {
-    pub index: u32,
-    pub value: u64,
-    pub value_two: u64,
-    pub op: String,
-}
-
 /// The container state of the OCI runtime specification, given to hooks and printed by `state`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

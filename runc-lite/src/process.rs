@@ -2,6 +2,8 @@
 //! be born into an existing PID namespace, init itself, and later processes (`exec`).
 
 mod attach;
+mod courier;
+pub(crate) mod descriptor;
 mod environment;
 mod gate;
 pub mod hooks;
@@ -18,7 +20,7 @@ mod wait;
 
 pub use attach::{AttachRequest, Attached, attach};
 pub use gate::{is_waiting, open as open_gate, start};
-pub(crate) use parent::state_text;
 pub use parent::{CreateRequest, Created, ProcessError, create};
+pub(crate) use parent::{agent_state, state_text};
 pub use sealed::run_from_sealed_copy;
 pub use wait::{forward_signals_until_exit, wait_for_exit};

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupRecord;
+use crate::seccomp::Listener;
 
 /// Form of the record this version writes.
 const RECORD_VERSION: u32 = 1;
@@ -152,6 +153,9 @@ pub struct Record {
     pub private_pid_namespace: bool,
     /// Directories of the container's cgroup, written before they are made.
     pub cgroup: Option<CgroupRecord>,
+    /// Who gets the listener of init's seccomp filter at `start`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp_listener: Option<Listener>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -178,6 +182,7 @@ impl Record {
             init: None,
             private_pid_namespace: false,
             cgroup: None,
+            seccomp_listener: None,
         }
     }
 }

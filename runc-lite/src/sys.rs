@@ -8,8 +8,8 @@ mod scheduling;
 mod signal;
 
 pub use bpf::{
-    BpfInstruction, attach_device_program, detach_device_program, device_programs,
-    load_device_program, load_seccomp,
+    BpfInstruction, SECCOMP_NEW_LISTENER, attach_device_program, detach_device_program,
+    device_programs, load_device_program, load_seccomp, seccomp_knows,
 };
 pub use clone::{CloneFlags, Forked, clone3, exit_now, unshare};
 pub use exec::{

@@ -142,8 +142,11 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         .and_then(|linux| linux.seccomp.as_ref())
         .filter(|profile| profile.get() != "null");
     let filter = seccomp
-        .map(|profile| crate::seccomp::cache::filter(&globals.root, profile.get()))
+        .map(|profile| crate::seccomp::cache::filter(&globals.root, profile.get(), &globals.log))
         .transpose()?;
+    if let Some(filter) = &filter {
+        filter.check_host()?;
+    }
     let linux = config.linux.unwrap_or_default();
     let plan = plan(&options, config.process.unwrap_or_default(), &linux)?;
     if plan.terminal && options.console_socket.is_none() {
@@ -170,6 +173,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         pid_file: options.pid_file.as_deref(),
         console_socket: options.console_socket.as_deref(),
         preserve_fds: options.preserve_fds,
+        record: &container.record,
         log: &globals.log,
     })?;
     let Some(blocked) = blocked else { return Ok(0) };

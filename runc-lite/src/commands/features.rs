@@ -45,11 +45,11 @@ struct Cgroup {
 #[serde(rename_all = "camelCase")]
 struct Seccomp {
     enabled: bool,
-    actions: [&'static str; 8],
+    actions: [&'static str; 9],
     operators: [&'static str; 7],
     archs: Vec<&'static str>,
-    known_flags: [&'static str; 3],
-    supported_flags: [&'static str; 3],
+    known_flags: [&'static str; 4],
+    supported_flags: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +82,13 @@ fn features() -> Features {
         "SECCOMP_FILTER_FLAG_LOG",
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
         "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
     ];
+    let supported = if crate::seccomp::supports_wait_killable() {
+        flags.as_slice()
+    } else {
+        &flags[..3]
+    };
     let archs = if cfg!(target_arch = "x86_64") {
         vec!["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]
     } else {
@@ -119,6 +125,7 @@ fn features() -> Features {
                     "SCMP_ACT_KILL_PROCESS",
                     "SCMP_ACT_KILL_THREAD",
                     "SCMP_ACT_LOG",
+                    "SCMP_ACT_NOTIFY",
                     "SCMP_ACT_TRACE",
                     "SCMP_ACT_TRAP",
                 ],
@@ -133,7 +140,7 @@ fn features() -> Features {
                 ],
                 archs,
                 known_flags: flags,
-                supported_flags: flags,
+                supported_flags: supported.to_vec(),
             },
             apparmor: Switch { enabled: true },
             selinux: Switch { enabled: true },

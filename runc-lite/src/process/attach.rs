@@ -7,10 +7,10 @@ use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::intermediate::{Role, bear};
-use super::message::{ChildEnd, ToChild, ToParent, pair};
+use super::message::{ChildEnd, LISTENER, ToChild, ToParent, pair};
 use super::parent::{
-    ProcessError, check_labels, io_error, open_pidfd, proceed_and_receive, set_oom_score,
-    write_pid_file,
+    ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive,
+    set_oom_score, write_pid_file,
 };
 use super::wait::reap;
 use super::{program, scheduling, terminal};
@@ -20,7 +20,9 @@ use crate::log::Log;
 use crate::plan::ProcessPlan;
 use crate::rootfs::{self, Root};
 use crate::seccomp::Filter;
-use crate::sys::{CloneFlags, close_all_except, exit_now};
+use crate::seccomp::agent::Agent;
+use crate::state::Record;
+use crate::sys::{CloneFlags, close_all_except, exit_now, send_signal};
 
 /// What `exec` is asked for.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct AttachRequest<'a> {
     pub console_socket: Option<&'a Path>,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
+    /// The container's record, told to a seccomp agent.
+    pub record: &'a Record,
     /// Warnings go here.
     pub log: &'a Log,
 }
@@ -62,6 +66,9 @@ pub struct Attached {
 /// [`ProcessError`].
 pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     check_labels(request.plan)?;
+    // Order: connected before there is a process, so that nothing is left when the agent is not there.
+    let listener = request.filter.and_then(|filter| filter.listener.as_ref());
+    let agent = listener.map(Agent::connect).transpose()?;
     let console = request
         .console_socket
         .map(|path| {
@@ -116,20 +123,33 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     if let Some(score) = request.plan.oom_score_adj {
         set_oom_score(intermediate.pid(), score, request.log)?;
     }
+    let mut agent = agent;
     let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
     let talk = |e| io_error("talk to", "the new process", e);
     channel.send(&ToChild::Proceed).map_err(talk)?;
     let mut ready = false;
     loop {
-        match channel.receive().map_err(talk)? {
-            Some(ToParent::Ready) => ready = true,
-            Some(ToParent::Warning(text)) => request.log.warn(&text),
-            Some(ToParent::Failed(reason)) => {
+        match channel.receive_with_descriptor().map_err(talk)? {
+            Some((ToParent::Ready, _)) => ready = true,
+            Some((ToParent::Warning(text), _)) => request.log.warn(&text),
+            Some((ToParent::Failed(reason), _)) => {
                 reap(pid, WaitOptions::empty());
                 return Err(ProcessError::Child { reason });
             }
-            Some(other) => {
+            Some((ToParent::Listener, Some(seccomp_fd))) if agent.is_some() => {
+                let sent = agent.take().map(|agent| {
+                    let state = agent_state(request.record, agent.metadata(), pid, "running");
+                    agent.hand_over(&state, seccomp_fd.as_fd())
+                });
+                if let Some(Err(error)) = sent {
+                    // Nobody will answer: the program must not run.
+                    let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+                    reap(pid, WaitOptions::empty());
+                    return Err(error.into());
+                }
+            }
+            Some((other, _)) => {
                 return Err(ProcessError::Child {
                     reason: format!("unexpected {other:?}"),
                 });
@@ -157,7 +177,10 @@ fn run(request: &AttachRequest<'_>, channel: &ChildEnd, console: Option<Borrowed
             if channel.send(&ToParent::Ready).is_err() {
                 exit_now(1)
             }
-            prepared.execute()
+            match prepared.confine(channel.as_fd(), LISTENER) {
+                Ok(()) => prepared.execute(),
+                Err(text) => text,
+            }
         }
         Err(text) => text,
     };

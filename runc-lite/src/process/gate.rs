@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
-    bind, connect, listen, recv, send, socket_with, sockopt,
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, send, socket_with, sockopt,
 };
 
+use super::descriptor::receive_descriptor;
 use crate::state::{START_SOCKET, StateDirectory};
 
 /// Longest error text taken from init.
 const MAX_TEXT: usize = 16 * 1024;
+/// What goes with the seccomp listener; an error text never has a descriptor beside it.
+pub(super) const LISTENER: &[u8] = b"\0";
 /// How long init may take from the start signal to execve, besides its startContainer hooks.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -83,12 +86,19 @@ pub(super) fn report(connection: BorrowedFd<'_>, text: &str) {
     );
 }
 
-/// The starter's side: lets init go and waits until the program runs, `hooks` longer than without hooks.
+/// The starter's side: lets init go and waits until the program runs, `hooks` longer than without hooks. A
+/// seccomp listener that init sends is given to `deliver`; when that fails, its text is the failure and init
+/// is left to the caller.
 ///
 /// # Errors
 /// `ConnectionRefused` when no init waits; otherwise the outer result is that of the socket, the inner one
 /// init's own failure.
-pub fn start(directory: &StateDirectory, hooks: Duration) -> io::Result<Result<(), String>> {
+pub fn start(
+    directory: &StateDirectory,
+    hooks: Duration,
+    deliver: impl FnOnce(OwnedFd) -> Result<(), String>,
+) -> io::Result<Result<(), String>> {
+    let mut deliver = Some(deliver);
     let connection = stream()?;
     sockopt::set_socket_timeout(
         &connection,
@@ -99,9 +109,14 @@ pub fn start(directory: &StateDirectory, hooks: Duration) -> io::Result<Result<(
     let mut text = Vec::new();
     let mut buffer = [0u8; 1024];
     loop {
-        let (length, _) = rustix::io::retry_on_intr(|| {
-            recv(connection.as_fd(), &mut buffer, RecvFlags::empty())
-        })?;
+        let (length, listener) = receive_descriptor(connection.as_fd(), &mut buffer)?;
+        if let Some(listener) = listener {
+            let outcome = deliver.take().map_or(Ok(()), |deliver| deliver(listener));
+            if outcome.is_err() {
+                return Ok(outcome);
+            }
+            continue;
+        }
         if length == 0 || text.len() > MAX_TEXT {
             break;
         }

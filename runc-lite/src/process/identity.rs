@@ -63,7 +63,7 @@ fn available(
     })
 }
 
-/// Takes on user, groups and capabilities. `keep` stays permitted (not effective) until [`Identity::seal`]:
+/// Takes on user, groups and capabilities. `keep` stays permitted (not effective) until execve:
 /// a filter without no_new_privs is loaded with it.
 pub(super) fn take_on(
     plan: &ProcessPlan,
@@ -123,16 +123,6 @@ impl Identity {
         let now = CapabilitySets {
             effective: set(self.sets.effective) | kept,
             permitted: set(self.sets.permitted) | kept,
-            inheritable: set(self.sets.inheritable),
-        };
-        Ok(set_capabilities(None, now)?)
-    }
-
-    /// Drops what was kept.
-    pub(super) fn seal(&self) -> std::io::Result<()> {
-        let now = CapabilitySets {
-            effective: set(self.sets.effective),
-            permitted: set(self.sets.permitted),
             inheritable: set(self.sets.inheritable),
         };
         Ok(set_capabilities(None, now)?)

@@ -35,7 +35,7 @@ pub(super) struct Inheritance<'a> {
 
 /// Runs init. Never returns: it becomes the program or ends.
 pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
-    let mut prepared = match prepare(inheritance, channel) {
+    let prepared = match prepare(inheritance, channel) {
         Ok(prepared) => prepared,
         Err(text) => {
             let _ = channel.send(&ToParent::Failed(text));
@@ -53,30 +53,24 @@ pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
     let Ok(starter) = gate::wait(inheritance.gate) else {
         exit_now(1)
     };
-    let environment = prepared
-        .program
-        .as_ref()
-        .map_or(&[][..], Prepared::environment);
     let surroundings = Surroundings {
         state: &prepared.state,
         directory: None,
-        environment,
+        environment: prepared.program.environment(),
     };
     let hooks = &inheritance.plan.hooks.start_container;
-    let failure = match hooks::run("startContainer", hooks, surroundings) {
-        Ok(()) => prepared
-            .program
-            .take()
-            .map(Prepared::execute)
-            .unwrap_or_default(),
-        Err(text) => text,
-    };
+    // The filter first: it holds for startContainer hooks too, which are programs of the container.
+    let failure = prepared
+        .program
+        .confine(starter.as_fd(), gate::LISTENER)
+        .and_then(|()| hooks::run("startContainer", hooks, surroundings))
+        .map_or_else(|text| text, |()| prepared.program.execute());
     gate::report(starter.as_fd(), &failure);
     exit_now(1)
 }
 
 struct Ready<'a> {
-    program: Option<Prepared<'a>>,
+    program: Prepared<'a>,
     /// For startContainer hooks.
     state: String,
 }
@@ -131,10 +125,7 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
         inheritance.filter,
         &mut warn,
     )?;
-    Ok(Ready {
-        program: Some(program),
-        state,
-    })
+    Ok(Ready { program, state })
 }
 
 fn enter_namespaces(inheritance: &Inheritance<'_>) -> Result<(), String> {

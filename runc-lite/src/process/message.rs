@@ -13,6 +13,7 @@
 //!    │ HooksDone ──────────────────────────────────────────────►│ masks, pivot, identity, lookup
 //!    │◄──────────────────────────────────────────── Warning* ───┤
 //!    │◄──────────────────────────────────────── Ready | Failed ─┤
+//!    │◄────────────────────────────────────────────── Listener ─┤ (exec with SCMP_ACT_NOTIFY only)
 //! ```
 //!
 //! Each packet is one message: a tag byte and a payload. End of file after `Ready` means that the other side
@@ -23,15 +24,18 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair, sockopt,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair, sockopt};
+
+use super::descriptor::receive_descriptor;
 
 /// Longest payload; longer texts are cut.
 const MAX_PAYLOAD: usize = 16 * 1024;
 /// How long one side waits for the other: mounts of network file systems may be slow. Time for hooks comes on
 /// top, see [`Channel::wait_longer`].
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The packet of [`ToParent::Listener`], for whoever must send it without allocating.
+pub(super) const LISTENER: &[u8] = b"L";
 
 /// A message that can cross the socket.
 pub trait Message: Sized {
@@ -52,6 +56,8 @@ pub enum ToParent {
     RunHooks,
     /// Everything is prepared.
     Ready,
+    /// The filter of an exec'd process is in force; its listener comes beside this.
+    Listener,
     /// It cannot be done; the text is for the user.
     Failed(String),
 }
@@ -72,6 +78,7 @@ impl Message for ToParent {
             ToParent::Warning(text) => (b'W', text.as_bytes()),
             ToParent::RunHooks => (b'H', &[]),
             ToParent::Ready => (b'R', &[]),
+            ToParent::Listener => (b'L', &[]),
             ToParent::Failed(text) => (b'F', text.as_bytes()),
         }
     }
@@ -83,6 +90,7 @@ impl Message for ToParent {
             b'W' => Some(ToParent::Warning(text())),
             b'H' if payload.is_empty() => Some(ToParent::RunHooks),
             b'R' if payload.is_empty() => Some(ToParent::Ready),
+            b'L' if payload.is_empty() => Some(ToParent::Listener),
             b'F' => Some(ToParent::Failed(text())),
             _ => None,
         }
@@ -174,18 +182,26 @@ impl<S: Message, R: Message> Channel<S, R> {
     /// # Errors
     /// The errno of recv(2), EAGAIN when the time is over, or `InvalidData`.
     pub fn receive(&self) -> io::Result<Option<R>> {
+        let received = self.receive_with_descriptor()?;
+        Ok(received.map(|(message, _)| message))
+    }
+
+    /// Receives one message and the descriptor beside it, if there is one.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn receive_with_descriptor(&self) -> io::Result<Option<(R, Option<OwnedFd>)>> {
         let mut packet = vec![0; 1 + MAX_PAYLOAD];
-        let (length, _) = rustix::io::retry_on_intr(|| {
-            recv(&self.fd, packet.as_mut_slice(), RecvFlags::empty())
-        })?;
+        let (length, descriptor) = receive_descriptor(self.fd.as_fd(), &mut packet)?;
         match packet[..length].split_first() {
             None => Ok(None),
-            Some((tag, payload)) => R::decode(*tag, payload).map(Some).ok_or_else(|| {
-                io::Error::new(
+            Some((tag, payload)) => match R::decode(*tag, payload) {
+                Some(message) => Ok(Some((message, descriptor))),
+                None => Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!("unknown message tag {tag}"),
-                )
-            }),
+                )),
+            },
         }
     }
 }
@@ -208,6 +224,7 @@ mod tests {
             ToParent::Warning("ünïcode \0 and more".to_owned()),
             ToParent::RunHooks,
             ToParent::Ready,
+            ToParent::Listener,
             ToParent::Failed(String::new()),
         ];
         for message in &messages {

@@ -19,6 +19,7 @@ use crate::cgroup::{self, Cgroup, CgroupError, Driver, Hierarchies, Wish};
 use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{NamespaceKind, Plan};
+use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
 use crate::seccomp::{self, SeccompError};
 use crate::spec::{self, SpecError};
 use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory, StateError};
@@ -183,8 +184,11 @@ fn make(
     let filter = plan
         .seccomp
         .as_ref()
-        .map(|profile| seccomp::cache::filter(request.root, profile.get()))
+        .map(|profile| seccomp::cache::filter(request.root, profile.get(), request.log))
         .transpose()?;
+    if let Some(filter) = &filter {
+        filter.check_host()?;
+    }
     let wish = Wish {
         driver: request.cgroup_driver,
         path: &plan.cgroup_path,
@@ -216,6 +220,7 @@ fn make(
         created: crate::log::rfc3339(SystemTime::now()),
         private_pid_namespace: plan.namespaces.makes(NamespaceKind::Pid),
         cgroup: Some(group.record().clone()),
+        seccomp_listener: filter.as_ref().and_then(|filter| filter.listener.clone()),
         ..Record::new(request.id)
     };
     // Order: the record names the cgroup before it exists, so that delete finds it whenever this process
@@ -405,7 +410,7 @@ fn watch_init(
                 channel.send(&ToChild::HooksDone).map_err(talk)?;
             }
             Some(ToParent::Failed(reason)) => return Err(ProcessError::Child { reason }),
-            Some(other @ ToParent::Born(_)) => {
+            Some(other @ (ToParent::Born(_) | ToParent::Listener)) => {
                 return Err(ProcessError::Child {
                     reason: format!("unexpected {other:?}"),
                 });
@@ -426,17 +431,36 @@ fn watch_init(
 /// The state document of a record.
 #[must_use]
 pub(crate) fn state_text(record: &Record, status: &str) -> String {
-    let document = StateDocument {
+    serde_json::to_string(&state_document(record, status)).unwrap_or_default()
+}
+
+fn state_document<'a>(record: &'a Record, status: &'a str) -> StateDocument<'a> {
+    StateDocument {
         oci_version: &record.oci_version,
         id: &record.id,
         status,
         pid: record.init.map_or(0, |init| init.pid),
-        bundle: &record.bundle.to_string_lossy(),
+        bundle: record.bundle.to_str().unwrap_or_default(),
         annotations: &record.annotations,
         rootfs: "",
         created: "",
-    };
-    serde_json::to_string(&document).unwrap_or_default()
+    }
+}
+
+/// What a seccomp agent is told of process `pid` of the container.
+pub(crate) fn agent_state<'a>(
+    record: &'a Record,
+    metadata: &'a str,
+    pid: i32,
+    status: &'a str,
+) -> ContainerProcessState<'a> {
+    ContainerProcessState {
+        oci_version: &record.oci_version,
+        fds: [SECCOMP_FD],
+        pid,
+        metadata,
+        state: state_document(record, status),
+    }
 }
 
 fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> {

@@ -1,10 +1,12 @@
 //! The last steps before a process becomes the container's program: the same for init and for `exec`.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::Mode;
 use rustix::thread::CapabilitySet;
 
+use super::courier;
 use super::environment::{ChangeDirectory, change_directory, find_program, home_of, variable};
 use super::identity::{Identity, set_limits, take_on};
 use super::scheduling;
@@ -96,16 +98,24 @@ impl Prepared<'_> {
         &self.env
     }
 
-    /// Loads the filter and executes the program; returns the reason when that fails.
+    /// Puts the filter in force; its listener, if it has one, goes over `socket` with `payload`. Nothing but
+    /// hooks and [`Prepared::execute`] comes after it.
+    pub(super) fn confine(
+        &self,
+        socket: BorrowedFd<'_>,
+        payload: &'static [u8],
+    ) -> Result<(), String> {
+        crate::sys::restore_default_signals()
+            .map_err(|e| format!("cannot restore the signals: {e}"))?;
+        let Some(filter) = self.filter else {
+            return Ok(());
+        };
+        self.load(filter, socket, payload)
+            .map_err(|e| format!("cannot load the seccomp filter: {e}"))
+    }
+
+    /// Executes the program; returns the reason when that fails.
     pub(super) fn execute(self) -> String {
-        if let Err(e) = crate::sys::restore_default_signals() {
-            return format!("cannot restore the signals: {e}");
-        }
-        if let Some(filter) = self.filter
-            && let Err(e) = self.load(filter)
-        {
-            return format!("cannot load the seccomp filter: {e}");
-        }
         let error = crate::sys::exec(&self.path, &self.argv, &self.env);
         let hint = match error.raw_os_error() {
             Some(libc::ENOENT) => " (is its interpreter missing?)",
@@ -115,13 +125,19 @@ impl Prepared<'_> {
         format!("exec: {:?}: {error}{hint}", self.name)
     }
 
-    fn load(&self, filter: &Filter) -> std::io::Result<()> {
-        if self.no_new_privileges {
-            return crate::sys::load_seccomp(&filter.program, filter.flags);
+    fn load(
+        &self,
+        filter: &Filter,
+        socket: BorrowedFd<'_>,
+        payload: &'static [u8],
+    ) -> std::io::Result<()> {
+        if !self.no_new_privileges {
+            // Kept until execve, because capset(2) would be judged by the filter. It gives nothing to the
+            // program: what execve makes permitted comes from the bounding, inheritable and ambient sets
+            // (capabilities(7)), and the capability is in none of them but where the plan has it.
+            self.identity.raise(CapabilitySet::SYS_ADMIN)?;
         }
-        self.identity.raise(CapabilitySet::SYS_ADMIN)?;
-        crate::sys::load_seccomp(&filter.program, filter.flags)?;
-        self.identity.seal()
+        courier::load(filter, socket, payload)
     }
 }
 

@@ -2,40 +2,83 @@
 //!
 //! ```text
 //! <root>/.seccomp-cache/<sha256>     owner only, 0600, in a directory 0700
-//!   "axilbpf1" | key 32 | flags u32 | count u32 | count × (code u16, jt u8, jf u8, k u32) | sha256 32
+//!   "axilbpf2" | key 32 | flags u32 | programs u32 | bytes of path u32 | of metadata u32
+//!   programs × (count u32 | count × (code u16, jt u8, jf u8, k u32)) | path | metadata | sha256 32
 //! ```
 //!
-//! An entry that is not exactly that, or that anybody else could have written, is compiled again.
+//! An entry that is not exactly that, that the kernel would not take, or that anybody else could have written
+//! is compiled again. Whoever runs as the same user is not kept out by any of this: they could as well change
+//! the container's record, or the runtime.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, mkdirat, openat, renameat};
+use rustix::fs::{statat, unlinkat};
 use sha2::{Digest, Sha256};
 
-use super::{Filter, SeccompError, compile};
+use super::program::{MAX_INSTRUCTIONS, is_legal};
+use super::{Filter, Listener, MAX_PROFILE, SeccompError, compile, is_coherent};
+use crate::log::{Level, Log};
 use crate::sys::BpfInstruction;
 
 /// The directory below `--root`; no container may have this id.
 pub const DIRECTORY: &str = ".seccomp-cache";
 
-const MAGIC: &[u8; 8] = b"axilbpf1";
-/// Changes whenever the compiler gives another program for the same profile.
-const COMPILER: &[u8] = concat!("1 ", env!("CARGO_PKG_VERSION")).as_bytes();
-const HEADER: usize = 8 + 32 + 4 + 4;
+const MAGIC: &[u8; 8] = b"axilbpf2";
+/// Differs between compilers that may give different programs for the same profile.
+const COMPILER: [u8; 8] = fingerprint(&[
+    env!("CARGO_PKG_VERSION").as_bytes(),
+    include_bytes!("action.rs"),
+    include_bytes!("compile.rs"),
+    include_bytes!("names.rs"),
+    include_bytes!("profile.rs"),
+    include_bytes!("split.rs"),
+    include_bytes!("tree.rs"),
+])
+.to_le_bytes();
 const CHECKSUM: usize = 32;
-/// Header, 4096 instructions of 8 bytes, checksum.
-const MAX_SIZE: usize = HEADER + 4096 * 8 + CHECKSUM;
+/// The longest entry: header, four full programs, path and metadata of a profile's size, checksum.
+const MAX_SIZE: usize = 64 + 4 * (4 + MAX_INSTRUCTIONS * 8) + MAX_PROFILE + CHECKSUM;
+/// Most entries that are kept. Machines have a handful of profiles; more come from somebody who makes them up.
+const MAX_ENTRIES: usize = 128;
+/// Entries left after the oldest went, so that not every new one has to look for room.
+const KEPT_ENTRIES: usize = 96;
+/// Bound of all entries together, in bytes.
+const MAX_TOTAL: u64 = 8 << 20;
 
-/// The filter of `profile`: from the cache below `root`, or compiled and put there.
+/// FNV-1a, at compile time: nothing of the sources ends up in the binary.
+const fn fingerprint(parts: &[&[u8]]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut part = 0;
+    while part < parts.len() {
+        let bytes = parts[part];
+        let mut at = 0;
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+            at += 1;
+        }
+        part += 1;
+    }
+    hash
+}
+
+/// The filter of `profile`: from the cache below `root`, or compiled and put there. What a profile says in
+/// vain goes to `log` when it is compiled.
 ///
 /// A cache that cannot be used costs time, never correctness.
 ///
 /// # Errors
 /// [`SeccompError`] when the profile itself cannot be compiled.
-pub fn filter(root: &Path, profile: &str) -> Result<Filter, SeccompError> {
+pub fn filter(root: &Path, profile: &str, log: &Log) -> Result<Filter, SeccompError> {
+    if profile.len() > MAX_PROFILE {
+        return Err(SeccompError::TooBig {
+            length: profile.len(),
+            limit: MAX_PROFILE,
+        });
+    }
     let key = key(profile);
     let directory = open_directory(root);
     if let Some(found) = directory
@@ -44,7 +87,7 @@ pub fn filter(root: &Path, profile: &str) -> Result<Filter, SeccompError> {
     {
         return Ok(found);
     }
-    let filter = compile::compile(profile)?;
+    let filter = compile::compile(profile, &mut |text| log.write(Level::Debug, &text))?;
     if let Some(directory) = directory {
         // Losing an entry is harmless: the next container compiles again.
         let _ = write(&directory, &key, &filter);
@@ -86,50 +129,147 @@ fn is_ours(file: impl AsFd, forbidden: u32) -> bool {
 }
 
 fn read(directory: &OwnedFd, key: &[u8; 32]) -> Option<Filter> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // Non-blocking: a FIFO must not make anybody wait.
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(directory, hex(key), flags, Mode::empty()).ok()?;
     let stat = fstat(&file).ok()?;
-    let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-    if !regular || stat.st_nlink != 1 || !is_ours(&file, 0o077) {
+    let regular = FileType::from_raw_mode(stat.st_mode).is_file();
+    let size = usize::try_from(stat.st_size).ok()?;
+    if !regular || stat.st_nlink != 1 || size > MAX_SIZE || !is_ours(&file, 0o077) {
         return None;
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(stat.st_size).ok()?.min(MAX_SIZE + 1));
+    let mut bytes = Vec::with_capacity(size + 1);
+    // It may grow meanwhile; what is read then has no valid checksum.
     File::from(file)
-        .take(MAX_SIZE as u64 + 1)
+        .take(size as u64 + 1)
         .read_to_end(&mut bytes)
         .ok()?;
     decode(&bytes, key)
 }
 
 fn write(directory: &OwnedFd, key: &[u8; 32], filter: &Filter) -> std::io::Result<()> {
+    let bytes = encode(key, filter);
+    make_room(directory, bytes.len() as u64)?;
     let name = hex(key);
+    // Of several writers each has its own file, and each renames a whole one.
     let temporary = format!("{name}.{}", std::process::id());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, &temporary, flags, Mode::from_raw_mode(0o600))?;
     let written = File::from(file)
-        .write_all(&encode(key, filter))
+        .write_all(&bytes)
         .and_then(|()| Ok(renameat(directory, &temporary, directory, &name)?));
     if written.is_err() {
-        let _ = unlinkat(directory, &temporary, rustix::fs::AtFlags::empty());
+        let _ = unlinkat(directory, &temporary, AtFlags::empty());
     }
     written
 }
 
+/// Removes the oldest files until another one of `size` bytes fits, among them what writers left that were
+/// killed.
+fn make_room(directory: &OwnedFd, size: u64) -> std::io::Result<()> {
+    let mut files = Vec::new();
+    let mut total = size;
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        // Removed by another runtime meanwhile, or the directory itself.
+        let Ok(stat) = statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            continue;
+        }
+        let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+        total = total.saturating_add(length);
+        files.push((
+            stat.st_mtime,
+            stat.st_mtime_nsec,
+            length,
+            entry.file_name().to_owned(),
+        ));
+    }
+    if files.len() < MAX_ENTRIES && total <= MAX_TOTAL {
+        return Ok(());
+    }
+    files.sort();
+    let mut left = files.len();
+    for (.., length, name) in files {
+        if left <= KEPT_ENTRIES && total <= MAX_TOTAL {
+            break;
+        }
+        // Ignored: gone already, which is as good.
+        let _ = unlinkat(directory, name, AtFlags::empty());
+        left -= 1;
+        total = total.saturating_sub(length);
+    }
+    Ok(())
+}
+
 fn encode(key: &[u8; 32], filter: &Filter) -> Vec<u8> {
-    let count = u32::try_from(filter.program.len()).unwrap_or(u32::MAX);
-    let mut bytes = Vec::with_capacity(HEADER + filter.program.len() * 8 + CHECKSUM);
+    let number = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    let (path, metadata) = filter
+        .listener
+        .as_ref()
+        .map_or(("", ""), |listener| (&listener.path, &listener.metadata));
+    let instructions: usize = filter.programs.iter().map(Vec::len).sum();
+    let mut bytes = Vec::with_capacity(256 + instructions * 8 + path.len() + metadata.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(key);
     bytes.extend_from_slice(&filter.flags.to_le_bytes());
-    bytes.extend_from_slice(&count.to_le_bytes());
-    for i in &filter.program {
-        bytes.extend_from_slice(&i.code.to_le_bytes());
-        bytes.extend_from_slice(&[i.jt, i.jf]);
-        bytes.extend_from_slice(&i.k.to_le_bytes());
+    bytes.extend_from_slice(&number(filter.programs.len()));
+    bytes.extend_from_slice(&number(path.len()));
+    bytes.extend_from_slice(&number(metadata.len()));
+    for program in &filter.programs {
+        bytes.extend_from_slice(&number(program.len()));
+        for i in program {
+            bytes.extend_from_slice(&i.code.to_le_bytes());
+            bytes.extend_from_slice(&[i.jt, i.jf]);
+            bytes.extend_from_slice(&i.k.to_le_bytes());
+        }
     }
+    bytes.extend_from_slice(path.as_bytes());
+    bytes.extend_from_slice(metadata.as_bytes());
     let checksum = Sha256::digest(&bytes);
     bytes.extend_from_slice(&checksum);
     bytes
+}
+
+/// Takes fields off the front of an entry.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn length(&mut self) -> Option<usize> {
+        usize::try_from(self.number()?).ok()
+    }
+
+    fn program(&mut self) -> Option<Vec<BpfInstruction>> {
+        let count = self.length()?;
+        let instructions = self.take(count.checked_mul(8)?)?;
+        let program: Vec<_> = instructions
+            .chunks_exact(8)
+            .map(|c| BpfInstruction {
+                code: u16::from_le_bytes([c[0], c[1]]),
+                jt: c[2],
+                jf: c[3],
+                k: u32::from_le_bytes([c[4], c[5], c[6], c[7]]),
+            })
+            .collect();
+        is_legal(&program).then_some(program)
+    }
+
+    fn text(&mut self, length: usize) -> Option<String> {
+        String::from_utf8(self.take(length)?.to_vec()).ok()
+    }
 }
 
 fn decode(bytes: &[u8], key: &[u8; 32]) -> Option<Filter> {
@@ -138,100 +278,23 @@ fn decode(bytes: &[u8], key: &[u8; 32]) -> Option<Filter> {
         return None;
     }
     let content = content.strip_prefix(MAGIC.as_slice())?;
-    let content = content.strip_prefix(key.as_slice())?;
-    let (flags, content) = content.split_first_chunk::<4>()?;
-    let (count, content) = content.split_first_chunk::<4>()?;
-    let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
-    if count == 0 || content.len() != count.checked_mul(8)? {
-        return None;
-    }
-    let program = content
-        .chunks_exact(8)
-        .map(|c| BpfInstruction {
-            code: u16::from_le_bytes([c[0], c[1]]),
-            jt: c[2],
-            jf: c[3],
-            k: u32::from_le_bytes([c[4], c[5], c[6], c[7]]),
-        })
-        .collect();
-    Some(Filter {
-        flags: u32::from_le_bytes(*flags),
-        program,
-    })
+    let mut reader = Reader(content.strip_prefix(key.as_slice())?);
+    let flags = reader.number()?;
+    let programs = reader.length()?;
+    let (path, metadata) = (reader.length()?, reader.length()?);
+    let programs = (0..programs)
+        .map(|_| reader.program())
+        .collect::<Option<Vec<_>>>()?;
+    let path = reader.text(path)?;
+    let metadata = reader.text(metadata)?;
+    let listener = (!path.is_empty()).then_some(Listener { path, metadata });
+    let filter = Filter {
+        flags,
+        programs,
+        listener,
+    };
+    (reader.0.is_empty() && is_coherent(&filter)).then_some(filter)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    const PROFILE: &str = r#"{"defaultAction":"SCMP_ACT_ERRNO",
-        "syscalls":[{"names":["read","write","execve"],"action":"SCMP_ACT_ALLOW"}]}"#;
-
-    fn entry(root: &Path) -> std::path::PathBuf {
-        root.join(DIRECTORY).join(hex(&key(PROFILE)))
-    }
-
-    #[test]
-    fn the_second_lookup_reads_what_the_first_wrote() {
-        let root = tempfile::tempdir().unwrap();
-        let first = filter(root.path(), PROFILE).unwrap();
-        assert!(entry(root.path()).exists());
-        let directory = open_directory(root.path()).unwrap();
-        assert_eq!(read(&directory, &key(PROFILE)), Some(first.clone()));
-        assert_eq!(filter(root.path(), PROFILE).unwrap(), first);
-    }
-
-    #[test]
-    fn a_hostile_or_damaged_entry_is_compiled_again() {
-        let root = tempfile::tempdir().unwrap();
-        let good = filter(root.path(), PROFILE).unwrap();
-        let path = entry(root.path());
-        let bytes = std::fs::read(&path).unwrap();
-        let allow_all = Filter {
-            flags: 0,
-            program: vec![BpfInstruction {
-                code: 6,
-                jt: 0,
-                jf: 0,
-                k: 0x7fff_0000,
-            }],
-        };
-        let mut flipped = bytes.clone();
-        flipped[HEADER + 3] ^= 1;
-        let damaged: Vec<Vec<u8>> = vec![
-            Vec::new(),
-            bytes[..bytes.len() - 1].to_vec(),
-            flipped,
-            vec![0; bytes.len()],
-            // Well formed, but the entry of another profile.
-            encode(&[7; 32], &allow_all),
-        ];
-        for bytes in damaged {
-            std::fs::write(&path, &bytes).unwrap();
-            assert_eq!(filter(root.path(), PROFILE).unwrap(), good);
-        }
-        // Well formed and rightly named, but writable by others.
-        std::fs::write(&path, encode(&key(PROFILE), &allow_all)).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
-        assert_eq!(filter(root.path(), PROFILE).unwrap(), good);
-        // A link to such an entry.
-        let elsewhere = root.path().join("elsewhere");
-        std::fs::write(&elsewhere, encode(&key(PROFILE), &allow_all)).unwrap();
-        std::fs::set_permissions(&elsewhere, PermissionsExt::from_mode(0o600)).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        symlink(&elsewhere, &path).unwrap();
-        assert_eq!(filter(root.path(), PROFILE).unwrap(), good);
-    }
-
-    #[test]
-    fn a_directory_others_can_write_is_not_used() {
-        let root = tempfile::tempdir().unwrap();
-        filter(root.path(), PROFILE).unwrap();
-        let directory = root.path().join(DIRECTORY);
-        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o777)).unwrap();
-        assert!(open_directory(root.path()).is_none());
-        assert!(filter(root.path(), PROFILE).is_ok());
-    }
-}
+mod tests;

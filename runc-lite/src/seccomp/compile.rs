@@ -1,5 +1,4 @@
-//! The compiler: an OCI seccomp profile → a BPF program that decides by architecture, then by number,
-//! then by arguments.
+//! The compiler: a profile → BPF programs that decide by architecture, then by number, then by arguments.
 //!
 //! ```text
 //! arch = native?  ──► [x32 number?] ──► number above all the profile names? ──► ENOSYS
@@ -7,286 +6,236 @@
 //!      otherwise  ──► kill
 //! ```
 //!
-//! For one call the first rule that matches decides, as the rules are written. Rules whose action is the
-//! default action are left out, and several conditions on one argument are alternatives; runc does both.
+//! For one call the rules are a union, as libseccomp makes it: a rule without conditions beats all that have
+//! some, of several without conditions the first decides, and of those with conditions the first whose
+//! conditions hold. Rules whose action is the default action are left out, as in runc. Where this compiler
+//! decides differently from libseccomp on purpose is listed in `tests/differential`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::names::{Arch, X32_BIT};
+use super::action::{ENOSYS, ERRNO, KILL_PROCESS, hides_newer, is_stricter};
+use super::names::{Arch, X32_BIT, multiplexed};
+use super::profile::{self, Profile};
+use super::split;
 use super::tree::{
     Comparison, Condition, OFFSET_ARCH, OFFSET_NR, Outcome, Range, if_at_least, if_equal, load,
     ret, search,
 };
 use super::{Filter, SeccompError};
-use crate::config::{Seccomp, SyscallArg, SyscallRule};
 use crate::sys::BpfInstruction;
 
-/// `BPF_MAXINSNS` of the kernel.
-const MAX_INSTRUCTIONS: usize = 4096;
-/// `MAX_ERRNO` of the kernel.
-const MAX_ERRNO: u32 = 4095;
-
-const KILL_PROCESS: u32 = 0x8000_0000;
-const KILL_THREAD: u32 = 0;
-const TRAP: u32 = 0x0003_0000;
-const ERRNO: u32 = 0x0005_0000;
-const TRACE: u32 = 0x7ff0_0000;
-const LOG: u32 = 0x7ffc_0000;
-const ALLOW: u32 = 0x7fff_0000;
-const ENOSYS: u32 = 38;
-const EPERM: u32 = 1;
-
-const FLAG_LOG: u32 = 2;
-const FLAG_SPEC_ALLOW: u32 = 4;
-
-/// Compiles the text of a profile.
+/// Compiles the text of a profile. `note` is told what is left out: unknown calls, architectures that
+/// cannot run here.
 ///
 /// # Errors
-/// [`SeccompError`] naming the field; unknown syscall names are skipped.
-pub fn compile(profile: &str) -> Result<Filter, SeccompError> {
-    let profile: Seccomp =
-        serde_json::from_str(profile).map_err(|source| SeccompError::Parse { source })?;
-    if !profile.listener_path.is_empty() {
-        return Err(invalid(
-            "listenerPath",
-            &profile.listener_path,
-            "is not supported yet",
-        ));
-    }
-    let default = action(
-        "defaultAction",
-        &profile.default_action,
-        profile.default_errno_ret,
-    )?;
-    let flags = flags(profile.flags.as_deref())?;
-    let mut sections = Vec::new();
-    for arch in architectures(&profile.architectures)? {
-        sections.push((arch, section(arch, default, &profile.syscalls)?));
-    }
-    let program = join(default, sections);
-    if program.len() > MAX_INSTRUCTIONS {
-        return Err(SeccompError::TooLong {
-            count: program.len(),
-            limit: MAX_INSTRUCTIONS,
-        });
-    }
-    Ok(Filter { flags, program })
-}
-
-fn invalid(
-    field: impl Into<String>,
-    value: impl Into<String>,
-    reason: &'static str,
-) -> SeccompError {
-    SeccompError::Invalid {
-        field: field.into(),
-        value: value.into(),
-        reason,
-    }
-}
-
-fn flags(names: Option<&[String]>) -> Result<u32, SeccompError> {
-    // Without a list: no speculation mitigations, which cost more than they give inside containers.
-    let Some(names) = names else {
-        return Ok(FLAG_SPEC_ALLOW);
+/// [`SeccompError`] naming the field.
+pub fn compile(text: &str, note: &mut dyn FnMut(String)) -> Result<Filter, SeccompError> {
+    let profile = profile::parse(text, note)?;
+    let sections = sections(&profile, note);
+    let whole = Body {
+        default: profile.default,
+        foreign: KILL_PROCESS,
+        newer: hides_newer(profile.default).then_some(ERRNO | ENOSYS),
     };
-    let mut flags = 0;
-    for name in names {
-        match name.as_str() {
-            // There is one thread, nothing to synchronise.
-            "SECCOMP_FILTER_FLAG_TSYNC" => {}
-            "SECCOMP_FILTER_FLAG_LOG" => flags |= FLAG_LOG,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => flags |= FLAG_SPEC_ALLOW,
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => {
-                return Err(invalid(
-                    "flags",
-                    name,
-                    "needs SCMP_ACT_NOTIFY, not supported yet",
-                ));
-            }
-            _ => return Err(invalid("flags", name, "is not a filter flag")),
-        }
-    }
-    Ok(flags)
-}
-
-fn architectures(names: &[String]) -> Result<Vec<Arch>, SeccompError> {
-    let mut list = vec![Arch::NATIVE];
-    for name in names {
-        match Arch::parse(name) {
-            None => return Err(invalid("architectures", name, "is not an architecture")),
-            Some(Some(arch)) if !list.contains(&arch) => list.push(arch),
-            Some(_) => {}
-        }
-    }
-    list.sort();
-    Ok(list)
-}
-
-fn action(field: &str, name: &str, errno: Option<u32>) -> Result<u32, SeccompError> {
-    let number = errno.unwrap_or(EPERM);
-    if number > MAX_ERRNO {
-        return Err(invalid(
-            format!("{field} errnoRet"),
-            number.to_string(),
-            "is above 4095",
-        ));
-    }
-    let takes_errno = matches!(name, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE");
-    if errno.is_some() && !takes_errno {
-        return Err(invalid(field, name, "does not take errnoRet"));
-    }
-    Ok(match name {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => KILL_THREAD,
-        "SCMP_ACT_KILL_PROCESS" => KILL_PROCESS,
-        "SCMP_ACT_TRAP" => TRAP,
-        "SCMP_ACT_ERRNO" => ERRNO | number,
-        "SCMP_ACT_TRACE" => TRACE | number,
-        "SCMP_ACT_LOG" => LOG,
-        "SCMP_ACT_ALLOW" => ALLOW,
-        "SCMP_ACT_NOTIFY" => return Err(invalid(field, name, "is not supported yet")),
-        _ => return Err(invalid(field, name, "is not an action")),
+    Ok(Filter {
+        flags: profile.flags,
+        programs: split::programs(sections, whole)?,
+        listener: profile.listener,
     })
 }
 
 /// The decisions of one architecture: outcomes by number and the highest number the profile names.
-struct Section {
-    outcomes: BTreeMap<u32, Outcome>,
-    highest: Option<u32>,
+#[derive(Debug, Clone)]
+pub(super) struct Section {
+    pub(super) arch: Arch,
+    pub(super) outcomes: BTreeMap<u32, Outcome>,
+    pub(super) highest: Option<u32>,
 }
 
-fn section(arch: Arch, default: u32, rules: &[SyscallRule]) -> Result<Section, SeccompError> {
-    let mut outcomes: BTreeMap<u32, (Outcome, bool)> = BTreeMap::new();
+/// What a program does with calls that have no outcome.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Body {
+    /// Calls of the profile's architectures.
+    pub(super) default: u32,
+    /// Calls of other architectures.
+    pub(super) foreign: u32,
+    /// Calls above the highest number of the profile, if they are another case.
+    pub(super) newer: Option<u32>,
+}
+
+/// What the rules say about one call so far.
+#[derive(Debug, Default)]
+struct Union {
+    alternatives: Vec<(Vec<Condition>, u32)>,
+    always: Option<u32>,
+}
+
+impl Union {
+    fn add(&mut self, alternatives: &[Vec<Condition>], action: u32) {
+        if alternatives.is_empty() {
+            self.always.get_or_insert(action);
+        } else {
+            let with_action = alternatives.iter().map(|group| (group.clone(), action));
+            self.alternatives.extend(with_action);
+        }
+    }
+
+    fn outcome(self, default: u32) -> Outcome {
+        match self.always {
+            Some(action) => Outcome::always(action),
+            None => Outcome {
+                alternatives: self.alternatives,
+                otherwise: default,
+            },
+        }
+    }
+}
+
+fn sections(profile: &Profile, note: &mut dyn FnMut(String)) -> Vec<Section> {
+    let tables: Vec<_> = profile
+        .architectures
+        .iter()
+        .map(|arch| (*arch, arch.numbers()))
+        .collect();
+    for name in profile.rules.iter().flat_map(|rule| &rule.names) {
+        let known = |(arch, table): &(Arch, HashMap<&str, u32>)| {
+            table.contains_key(name.as_str()) || *arch == Arch::X86 && multiplexed(name).is_some()
+        };
+        if !tables.iter().any(known) {
+            note(format!("seccomp: unknown system call {name:?} left out"));
+        }
+    }
+    tables
+        .iter()
+        .map(|(arch, numbers)| section(*arch, numbers, profile))
+        .collect()
+}
+
+fn section(arch: Arch, numbers: &HashMap<&'static str, u32>, profile: &Profile) -> Section {
+    let mut unions: BTreeMap<u32, Union> = BTreeMap::new();
     let mut highest = None;
-    for (index, rule) in rules.iter().enumerate() {
-        let field = format!("syscalls[{index}]");
-        let action = action(&format!("{field}.action"), &rule.action, rule.errno_ret)?;
-        let alternatives = alternatives(&field, &rule.args)?;
+    for rule in &profile.rules {
         for name in &rule.names {
-            let Some(number) = arch.number(name) else {
+            let Some(&number) = numbers.get(name.as_str()) else {
                 continue;
             };
             highest = highest.max(Some(number));
-            if action == default {
-                continue;
-            }
-            let (outcome, closed) = outcomes
-                .entry(number)
-                .or_insert_with(|| (Outcome::always(default), false));
-            if *closed {
-                continue;
-            }
-            if alternatives.is_empty() {
-                outcome.otherwise = action;
-                *closed = true;
-            } else {
-                outcome
-                    .alternatives
-                    .extend(alternatives.iter().map(|a| (a.clone(), action)));
+            if rule.action != profile.default {
+                let union = unions.entry(number).or_default();
+                union.add(&rule.alternatives, rule.action);
             }
         }
     }
-    let outcomes = outcomes
-        .into_iter()
-        .map(|(number, (outcome, _))| (number, outcome))
-        .collect();
-    Ok(Section { outcomes, highest })
+    if arch == Arch::X86 {
+        add_multiplexed(&mut unions, profile);
+    }
+    Section {
+        arch,
+        outcomes: unions
+            .into_iter()
+            .map(|(number, union)| (number, union.outcome(profile.default)))
+            .collect(),
+        // runc takes number zero for "names nothing".
+        highest: highest.filter(|number| *number & !X32_BIT != 0),
+    }
 }
 
-fn alternatives(field: &str, args: &[SyscallArg]) -> Result<Vec<Vec<Condition>>, SeccompError> {
-    let mut conditions = Vec::with_capacity(args.len());
-    for (at, arg) in args.iter().enumerate() {
-        let field = format!("{field}.args[{at}]");
-        if arg.index > 5 {
-            return Err(invalid(
-                format!("{field}.index"),
-                arg.index.to_string(),
-                "is above 5",
-            ));
+/// `socketcall` and `ipc` carry calls that have numbers of their own, too: a rule for one of those holds for
+/// both ways.
+fn add_multiplexed(unions: &mut BTreeMap<u32, Union>, profile: &Profile) {
+    /// The first action without conditions, and the first that may apply.
+    #[derive(Default)]
+    struct Inner {
+        always: Option<u32>,
+        perhaps: Option<u32>,
+    }
+    let mut inner: BTreeMap<(u32, u32), Inner> = BTreeMap::new();
+    for rule in &profile.rules {
+        let strict = is_stricter(rule.action, profile.default);
+        for call in rule.names.iter().filter_map(|name| multiplexed(name)) {
+            if rule.action == profile.default {
+                continue;
+            }
+            let known = inner.entry(call).or_default();
+            if rule.alternatives.is_empty() {
+                known.always.get_or_insert(rule.action);
+            } else if strict {
+                // Its arguments lie in memory, where no filter looks. A condition that would permit is never
+                // known to hold; one that would forbid may hold.
+                known.perhaps.get_or_insert(rule.action);
+            }
         }
-        let (comparison, value) = match arg.op.as_str() {
-            "SCMP_CMP_NE" => (Comparison::NotEqual, arg.value),
-            "SCMP_CMP_LT" => (Comparison::Less, arg.value),
-            "SCMP_CMP_LE" => (Comparison::LessOrEqual, arg.value),
-            "SCMP_CMP_EQ" => (Comparison::Equal, arg.value),
-            "SCMP_CMP_GE" => (Comparison::GreaterOrEqual, arg.value),
-            "SCMP_CMP_GT" => (Comparison::Greater, arg.value),
-            "SCMP_CMP_MASKED_EQ" => (
-                Comparison::MaskedEqual { mask: arg.value },
-                arg.value_two & arg.value,
-            ),
-            other => return Err(invalid(format!("{field}.op"), other, "is not a comparison")),
+    }
+    for ((number, call), known) in inner {
+        let Some(action) = known.always.or(known.perhaps) else {
+            continue;
         };
-        conditions.push(Condition {
-            index: arg.index,
+        // The upper half of ipc's argument is a version that the kernel cuts off: with it a call could slip
+        // past what forbids it.
+        let comparison = if is_stricter(action, profile.default) {
+            Comparison::MaskedEqual { mask: 0xffff }
+        } else {
+            Comparison::Equal
+        };
+        let condition = Condition {
+            index: 0,
             comparison,
-            value,
-        });
+            value: call.into(),
+        };
+        let group = [vec![condition]];
+        unions.entry(number).or_default().add(&group, action);
     }
-    let repeated = (0..6).any(|i| conditions.iter().filter(|c| c.index == i).count() > 1);
-    Ok(match (conditions.is_empty(), repeated) {
-        (true, _) => Vec::new(),
-        (false, true) => conditions.into_iter().map(|c| vec![c]).collect(),
-        (false, false) => vec![conditions],
-    })
 }
 
-/// Whether calls newer than the profile should look unimplemented rather than forbidden, so that
-/// programs fall back: only where the default forbids.
-fn forbids(action: u32) -> bool {
-    action != ALLOW && action != LOG
-}
-
-fn body(arch: Arch, default: u32, section: &Section) -> Vec<BpfInstruction> {
-    let default_outcome = Outcome::always(default);
-    let unknown = Outcome::always(ERRNO | ENOSYS);
-    let first = if arch == Arch::X32 { X32_BIT } else { 0 };
-    let mut ranges: Vec<Range<'_>> = Vec::new();
+fn body(section: &Section, body: Body) -> Vec<BpfInstruction> {
+    let default = Outcome::always(body.default);
+    let newer = body.newer.map(Outcome::always);
+    let first = if section.arch == Arch::X32 {
+        X32_BIT
+    } else {
+        0
+    };
+    let mut ranges: Vec<Range<'_>> = Vec::with_capacity(2 * section.outcomes.len() + 2);
     let mut push = |start: u32, outcome| match ranges.last_mut() {
         Some(last) if last.start == start => last.outcome = outcome,
-        Some(last) if last.outcome == outcome => {}
         _ => ranges.push(Range { start, outcome }),
     };
-    push(first, &default_outcome);
+    push(first, &default);
     for (&number, outcome) in &section.outcomes {
         push(number, outcome);
-        push(number + 1, &default_outcome);
+        push(number + 1, &default);
     }
-    if let Some(highest) = section.highest.filter(|_| forbids(default)) {
-        push(highest + 1, &unknown);
+    if let (Some(highest), Some(newer)) = (section.highest, &newer) {
+        push(highest + 1, newer);
     }
-    merge(&mut ranges);
-    search(&ranges, !arch.is_32_bit())
-}
-
-/// Joins neighbours that ended up equal.
-fn merge(ranges: &mut Vec<Range<'_>>) {
     ranges.dedup_by(|later, earlier| later.outcome == earlier.outcome);
+    search(&ranges, !section.arch.is_32_bit())
 }
 
-fn join(default: u32, sections: Vec<(Arch, Section)>) -> Vec<BpfInstruction> {
-    let find = |wanted: Arch| sections.iter().find(|(arch, _)| *arch == wanted);
+/// The program of `sections`.
+pub(super) fn join(sections: &[Section], rest: Body) -> Vec<BpfInstruction> {
     let mut program = vec![load(OFFSET_ARCH)];
-    for (arch, section) in &sections {
-        if *arch == Arch::X32 {
+    for section in sections {
+        if section.arch == Arch::X32 {
             continue;
         }
         let mut part = vec![load(OFFSET_NR)];
-        if *arch == Arch::X86_64 {
-            let x32 = match find(Arch::X32) {
-                Some((arch, section)) => body(*arch, default, section),
-                None => vec![ret(KILL_PROCESS)],
+        let own = body(section, rest);
+        if section.arch == Arch::X86_64 {
+            let x32 = match sections.iter().find(|section| section.arch == Arch::X32) {
+                Some(section) => body(section, rest),
+                None => vec![ret(rest.foreign)],
             };
             // Minus one is what a tracer writes to skip a call; it is no x32 number.
-            let mut high = if_equal(u32::MAX, vec![ret(default)]);
+            let mut high = if_equal(u32::MAX, vec![ret(rest.default)]);
             high.extend(x32);
-            part.extend(if_at_least(X32_BIT, high, body(*arch, default, section)));
+            part.extend(if_at_least(X32_BIT, high, own));
         } else {
-            part.extend(body(*arch, default, section));
+            part.extend(own);
         }
-        program.extend(if_equal(arch.audit(), part));
+        program.extend(if_equal(section.arch.audit(), part));
     }
-    program.push(ret(KILL_PROCESS));
+    program.push(ret(rest.foreign));
     program
 }
 

@@ -1,6 +1,6 @@
 //! Architectures and their syscall numbers.
 
-use std::str::FromStr;
+use std::collections::HashMap;
 
 /// An architecture whose system calls this machine's kernel can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,18 +80,88 @@ impl Arch {
         Some(arch.runs_here().then_some(arch))
     }
 
-    /// The number of syscall `name`, if this architecture has it.
-    pub(super) fn number(self, name: &str) -> Option<u32> {
-        let number = match self {
-            Arch::X86_64 => syscalls::x86_64::Sysno::from_str(name).ok()?.id(),
-            Arch::X86 => syscalls::x86::Sysno::from_str(name).ok()?.id(),
-            Arch::Aarch64 => syscalls::aarch64::Sysno::from_str(name).ok()?.id(),
-            Arch::Arm => syscalls::arm::Sysno::from_str(name).ok()?.id(),
-            Arch::X32 => return x32_number(name),
-        };
-        u32::try_from(number).ok()
+    /// The calls of this architecture. Made once for a profile: the crate's own search by name compares with
+    /// one name after the other.
+    pub(super) fn numbers(self) -> HashMap<&'static str, u32> {
+        macro_rules! table {
+            ($arch:ident) => {
+                (0..syscalls::$arch::Sysno::table_size())
+                    .filter_map(|id| Some((syscalls::$arch::Sysno::new(id)?.name(), id)))
+                    .filter_map(|(name, id)| Some((name, u32::try_from(id).ok()?)))
+            };
+        }
+        match self {
+            Arch::X86_64 => table!(x86_64).collect(),
+            Arch::X86 => table!(x86).collect(),
+            Arch::Aarch64 => table!(aarch64).collect(),
+            Arch::Arm => table!(arm).collect(),
+            Arch::X32 => table!(x86_64)
+                .filter(|(name, _)| !X86_64_ONLY.contains(name))
+                .chain(X32_OWN)
+                .map(|(name, number)| (name, number | X32_BIT))
+                .collect(),
+        }
     }
 }
+
+/// Where the 32-bit x86 kernel takes call `name` too: the number of `socketcall` or `ipc`, and the value of
+/// its first argument (linux/net.h, linux/ipc.h).
+pub(super) fn multiplexed(name: &str) -> Option<(u32, u32)> {
+    const SOCKETCALL: u32 = 102;
+    const IPC: u32 = 117;
+    let (number, call) = match name {
+        "socket" => (SOCKETCALL, 1),
+        "bind" => (SOCKETCALL, 2),
+        "connect" => (SOCKETCALL, 3),
+        "listen" => (SOCKETCALL, 4),
+        "accept" => (SOCKETCALL, 5),
+        "getsockname" => (SOCKETCALL, 6),
+        "getpeername" => (SOCKETCALL, 7),
+        "socketpair" => (SOCKETCALL, 8),
+        "send" => (SOCKETCALL, 9),
+        "recv" => (SOCKETCALL, 10),
+        "sendto" => (SOCKETCALL, 11),
+        "recvfrom" => (SOCKETCALL, 12),
+        "shutdown" => (SOCKETCALL, 13),
+        "setsockopt" => (SOCKETCALL, 14),
+        "getsockopt" => (SOCKETCALL, 15),
+        "sendmsg" => (SOCKETCALL, 16),
+        "recvmsg" => (SOCKETCALL, 17),
+        "accept4" => (SOCKETCALL, 18),
+        "recvmmsg" => (SOCKETCALL, 19),
+        "sendmmsg" => (SOCKETCALL, 20),
+        "semop" => (IPC, 1),
+        "semget" => (IPC, 2),
+        "semctl" => (IPC, 3),
+        "semtimedop" => (IPC, 4),
+        "msgsnd" => (IPC, 11),
+        "msgrcv" => (IPC, 12),
+        "msgget" => (IPC, 13),
+        "msgctl" => (IPC, 14),
+        "shmat" => (IPC, 21),
+        "shmdt" => (IPC, 22),
+        "shmget" => (IPC, 23),
+        "shmctl" => (IPC, 24),
+        _ => return None,
+    };
+    Some((number, call))
+}
+
+/// Calls of the shared table that x32 does not have at all (marked `64` in
+/// arch/x86/entry/syscalls/syscall_64.tbl and without a number of their own below).
+const X86_64_ONLY: [&str; 11] = [
+    "uselib",
+    "_sysctl",
+    "create_module",
+    "get_kernel_syms",
+    "query_module",
+    "nfsservctl",
+    "set_thread_area",
+    "get_thread_area",
+    "epoll_ctl_old",
+    "epoll_wait_old",
+    "vserver",
+];
 
 /// x32 shares the table of x86_64 except for calls whose structures differ, which begin at 512
 /// (arch/x86/entry/syscalls/syscall_64.tbl).
@@ -133,11 +203,3 @@ const X32_OWN: [(&str, u32); 36] = [
     ("preadv2", 546),
     ("pwritev2", 547),
 ];
-
-fn x32_number(name: &str) -> Option<u32> {
-    if let Some(&(_, number)) = X32_OWN.iter().find(|(own, _)| *own == name) {
-        return Some(number | X32_BIT);
-    }
-    let number = u32::try_from(syscalls::x86_64::Sysno::from_str(name).ok()?.id()).ok()?;
-    Some(number | X32_BIT)
-}

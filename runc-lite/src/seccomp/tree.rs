@@ -8,13 +8,14 @@ pub(super) const OFFSET_NR: u32 = 0;
 pub(super) const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGS: u32 = 16;
 
-const LD_ABS: u16 = 0x20;
-const RET: u16 = 0x06;
-const JA: u16 = 0x05;
-const JEQ: u16 = 0x15;
-const JGT: u16 = 0x25;
-const JGE: u16 = 0x35;
-const AND: u16 = 0x54;
+// Classic BPF operations (linux/bpf_common.h), all that is used here.
+pub(super) const LD_ABS: u16 = 0x20;
+pub(super) const RET: u16 = 0x06;
+pub(super) const JA: u16 = 0x05;
+pub(super) const JEQ: u16 = 0x15;
+pub(super) const JGT: u16 = 0x25;
+pub(super) const JGE: u16 = 0x35;
+pub(super) const AND: u16 = 0x54;
 
 /// How one argument is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,7 +123,7 @@ pub(super) fn search(ranges: &[Range<'_>], wide: bool) -> Vec<BpfInstruction> {
     }
 }
 
-fn leaf(outcome: &Outcome, wide: bool) -> Vec<BpfInstruction> {
+pub(super) fn leaf(outcome: &Outcome, wide: bool) -> Vec<BpfInstruction> {
     let mut program = Vec::new();
     for (conditions, action) in &outcome.alternatives {
         let mut body = vec![ret(*action)];
@@ -247,48 +248,4 @@ fn low_half(value: u64) -> u32 {
 
 fn high_half(value: u64) -> u32 {
     low_half(value >> 32)
-}
-
-#[cfg(test)]
-#[cfg(target_arch = "x86_64")]
-pub(super) mod interpreter {
-    //! A classic BPF interpreter for seccomp programs, to judge the compiler by what programs do.
-    use super::*;
-
-    /// The inputs of a filter.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Call {
-        pub(crate) nr: u32,
-        pub(crate) arch: u32,
-        pub(crate) args: [u64; 6],
-    }
-
-    pub(crate) fn run(program: &[BpfInstruction], call: Call) -> u32 {
-        let mut data = [0u8; 64];
-        data[0..4].copy_from_slice(&call.nr.to_le_bytes());
-        data[4..8].copy_from_slice(&call.arch.to_le_bytes());
-        for (index, argument) in call.args.iter().enumerate() {
-            data[16 + index * 8..24 + index * 8].copy_from_slice(&argument.to_le_bytes());
-        }
-        let mut accumulator = 0u32;
-        let mut at = 0usize;
-        loop {
-            let i = program[at];
-            at += 1;
-            let jump = |yes: bool| usize::from(if yes { i.jt } else { i.jf });
-            match i.code {
-                LD_ABS => {
-                    let from = usize::try_from(i.k).unwrap();
-                    accumulator = u32::from_le_bytes(data[from..from + 4].try_into().unwrap());
-                }
-                RET => return i.k,
-                JA => at += usize::try_from(i.k).unwrap(),
-                JEQ => at += jump(accumulator == i.k),
-                JGT => at += jump(accumulator > i.k),
-                JGE => at += jump(accumulator >= i.k),
-                AND => accumulator &= i.k,
-                other => panic!("unknown instruction {other:#x} at {}", at - 1),
-            }
-        }
-    }
 }

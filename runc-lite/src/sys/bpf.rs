@@ -23,11 +23,13 @@ struct Program {
     filter: *const BpfInstruction,
 }
 
-/// Installs `filter` for this process with `SECCOMP_FILTER_FLAG_*` bits.
+/// Installs `filter` for this thread with `SECCOMP_FILTER_FLAG_*` bits; with `NEW_LISTENER` among them the
+/// result is the listener, which closes on execve.
 ///
 /// # Errors
-/// The errno of seccomp(2): EACCES without no_new_privs and CAP_SYS_ADMIN, EINVAL for a bad filter.
-pub fn load_seccomp(filter: &[BpfInstruction], flags: u32) -> io::Result<()> {
+/// The errno of seccomp(2): EACCES without no_new_privs and CAP_SYS_ADMIN, EINVAL for a bad filter, ENOMEM
+/// when all filters of the thread together are too long, EBUSY for a second listener.
+pub fn load_seccomp(filter: &[BpfInstruction], flags: u32) -> io::Result<Option<OwnedFd>> {
     let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
     let program = Program {
         len,
@@ -42,11 +44,33 @@ pub fn load_seccomp(filter: &[BpfInstruction], flags: u32) -> io::Result<()> {
             std::ptr::from_ref(&program),
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    if result < 0 {
+        return Err(io::Error::last_os_error());
     }
+    if flags & SECCOMP_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let listener = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: seccomp(2) returned a fresh descriptor that nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }))
+}
+
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+pub const SECCOMP_NEW_LISTENER: u32 = 8;
+
+/// Whether this kernel knows all of the `SECCOMP_FILTER_FLAG_*` bits `flags`; nothing is installed.
+#[must_use]
+pub fn seccomp_knows(flags: u32) -> bool {
+    // SAFETY: a null program is never read: seccomp(2) looks at the flags first, then fails by EFAULT.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            std::ptr::null::<Program>(),
+        )
+    };
+    result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 const BPF_PROG_LOAD: libc::c_int = 5;

@@ -19,5 +19,7 @@ mod hooks;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod notify;
 mod scheduling;
+mod sys;
 mod unified;

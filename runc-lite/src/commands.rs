@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod descriptors;
 mod events;
 mod exec;
 mod features;
@@ -334,21 +335,6 @@ fn number_value(parser: &mut lexopt::Parser, option: &str) -> Result<u32, Comman
     let text = text_value(parser, option)?;
     text.parse()
         .map_err(|_| usage(format!("--{option} {text:?} is not a number")))
-}
-
-/// Descriptors that may be handed through: far more than anybody passes, far fewer than a mistake.
-const MAX_PRESERVED: u32 = 4096;
-
-/// Keeps `count` descriptors from 3 on for the program and marks all others close-on-exec, whoever
-/// left them open (CVE-2024-21626).
-fn keep_descriptors(count: u32) -> Result<(), CommandError> {
-    if count > MAX_PRESERVED {
-        return Err(usage(format!(
-            "--preserve-fds {count} is above {MAX_PRESERVED}"
-        )));
-    }
-    crate::sys::close_range(3 + count, u32::MAX, true)
-        .map_err(|e| io_error("close", "inherited descriptors", e))
 }
 
 /// Goes on from a read-only copy of this binary: for the verbs whose children enter a container.

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
+use super::descriptors::{Passed, connect_pidfd_socket, keep_descriptors, send_pidfd};
 use super::{
-    CommandError, Globals, absolute, io_error, keep_descriptors, number_value, parse_id, refused,
-    run_sealed, text_value, usage,
+    CommandError, Globals, absolute, io_error, number_value, parse_id, refused, run_sealed,
+    text_value, usage,
 };
 use crate::cgroup::Subgroup;
 use crate::config::{Config, Linux, Process};
 use crate::container::{Container, Status};
 use crate::plan::ProcessPlan;
-use crate::process::{AttachRequest, attach, forward_signals_until_exit};
+use crate::process::{AttachRequest, Console, Relay, attach, forward_signals_until_exit};
 use crate::spec::plan_process;
 use crate::state::{CONFIG_FILE, ContainerId};
 
@@ -32,8 +33,10 @@ struct Options {
     additional_gids: Vec<u32>,
     no_new_privileges: bool,
     apparmor: Option<String>,
+    process_label: Option<String>,
     pid_file: Option<PathBuf>,
     console_socket: Option<PathBuf>,
+    pidfd_socket: Option<PathBuf>,
     subgroup: Option<Subgroup>,
     preserve_fds: u32,
     ignore_paused: bool,
@@ -68,6 +71,12 @@ fn parse(parser: &mut lexopt::Parser) -> Result<(Options, ContainerId), CommandE
             }
             Long("console-socket") => {
                 options.console_socket = Some(absolute(&PathBuf::from(parser.value()?))?);
+            }
+            Long("pidfd-socket") => {
+                options.pidfd_socket = Some(absolute(&PathBuf::from(parser.value()?))?);
+            }
+            Long("process-label") => {
+                options.process_label = Some(text_value(parser, "process-label")?);
             }
             Long("cgroup") => {
                 options.subgroup = Some(Subgroup::parse(&text_value(parser, "cgroup")?)?);
@@ -149,19 +158,31 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     }
     let linux = config.linux.unwrap_or_default();
     let plan = plan(&options, config.process.unwrap_or_default(), &linux)?;
-    if plan.terminal && options.console_socket.is_none() {
-        return Err(usage("a terminal needs --console-socket"));
+    if options.console_socket.is_some() && !options.detach {
+        return Err(usage(
+            "--console-socket goes with --detach only: in the foreground the runtime has the terminal",
+        ));
     }
-    if !plan.terminal && options.console_socket.is_some() {
-        return Err(usage("--console-socket goes with a terminal only"));
-    }
-    keep_descriptors(options.preserve_fds)?;
+    let passed = Passed::preserved(options.preserve_fds)?;
+    let pidfd_socket = connect_pidfd_socket(options.pidfd_socket.as_deref())?;
+    keep_descriptors(passed.count)?;
     // Order: blocked before there is a child, so that no signal is lost.
     let blocked = if options.detach {
         None
     } else {
         let set = crate::sys::block_all_signals();
         Some(set.map_err(|e| io_error("block", "signals", e))?)
+    };
+    let relay = if options.detach {
+        None
+    } else {
+        let made = Relay::new();
+        Some(made.map_err(|e| io_error("make", "the console socket", e))?)
+    };
+    let console = match (&relay, &options.console_socket) {
+        (Some(relay), _) => Console::Runtime(relay.sender()),
+        (None, Some(path)) => Console::Socket(path),
+        (None, None) => Console::Nobody,
     };
     let attached = attach(&AttachRequest {
         id: id.as_str(),
@@ -171,14 +192,25 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         cgroup: group.as_ref(),
         subgroup: options.subgroup.as_ref(),
         pid_file: options.pid_file.as_deref(),
-        console_socket: options.console_socket.as_deref(),
-        preserve_fds: options.preserve_fds,
+        console,
+        preserve_fds: passed.count,
         record: &container.record,
         log: &globals.log,
     })?;
+    if let Some(socket) = pidfd_socket
+        && let Err(error) = send_pidfd(&socket, &attached.pidfd)
+    {
+        // The caller waits for the handle in vain. It may have ended by itself meanwhile.
+        let _ = crate::sys::send_signal(attached.pidfd.as_fd(), libc::SIGKILL);
+        return Err(error);
+    }
     let Some(blocked) = blocked else { return Ok(0) };
-    let code = forward_signals_until_exit(attached.pid, attached.pidfd.as_fd(), &blocked)
-        .map_err(|e| io_error("wait for", "the program", e))?;
+    let (pid, pidfd) = (attached.pid, attached.pidfd.as_fd());
+    let code = match relay.filter(|_| plan.terminal) {
+        Some(relay) => relay.until_exit(pid, pidfd, &blocked),
+        None => forward_signals_until_exit(pid, pidfd, &blocked),
+    };
+    let code = code.map_err(|e| io_error("wait for", "the program", e))?;
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
@@ -207,6 +239,9 @@ fn plan(options: &Options, own: Process, linux: &Linux) -> Result<ProcessPlan, C
                 .additional_gids
                 .extend(&options.additional_gids);
             process.no_new_privileges |= options.no_new_privileges;
+            if let Some(label) = &options.process_label {
+                process.selinux_label.clone_from(label);
+            }
             if let Some(profile) = &options.apparmor {
                 process.apparmor_profile.clone_from(profile);
             }

@@ -6,7 +6,7 @@ use super::create::{make, parse};
 use super::delete::remove;
 use super::{CommandError, Globals, io_error, run_sealed};
 use crate::container::Container;
-use crate::process::forward_signals_until_exit;
+use crate::process::{Console, Relay, forward_signals_until_exit};
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, CommandError> {
     let options = parse(parser, true)?;
@@ -18,7 +18,17 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         let set = crate::sys::block_all_signals();
         Some(set.map_err(|e| io_error("block", "signals", e))?)
     };
-    let created = make(globals, &options)?;
+    let relay = if options.detach {
+        None
+    } else {
+        let made = Relay::new();
+        Some(made.map_err(|e| io_error("make", "the console socket", e))?)
+    };
+    let console = match &relay {
+        Some(relay) => Console::Runtime(relay.sender()),
+        None => options.console(),
+    };
+    let created = make(globals, &options, console)?;
     let container = Container {
         directory: created.directory,
         record: created.record,
@@ -33,8 +43,12 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     let (Some(blocked), Some(init)) = (blocked, container.record.init) else {
         return Ok(0);
     };
-    let code = forward_signals_until_exit(init.pid, created.pidfd.as_fd(), &blocked)
-        .map_err(|e| io_error("wait for", "the container", e))?;
+    let pidfd = created.pidfd.as_fd();
+    let code = match relay.filter(|_| created.plan.process.terminal) {
+        Some(relay) => relay.until_exit(init.pid, pidfd, &blocked),
+        None => forward_signals_until_exit(init.pid, pidfd, &blocked),
+    };
+    let code = code.map_err(|e| io_error("wait for", "the container", e))?;
     if !options.keep {
         remove(globals, &container)?;
     }

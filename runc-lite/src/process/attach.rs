@@ -12,6 +12,7 @@ use super::parent::{
     ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive,
     set_oom_score, write_pid_file,
 };
+use super::terminal::Console;
 use super::wait::reap;
 use super::{program, scheduling, terminal};
 use crate::cgroup::{Cgroup, Subgroup};
@@ -41,8 +42,8 @@ pub struct AttachRequest<'a> {
     pub subgroup: Option<&'a Subgroup>,
     /// Where to write the pid.
     pub pid_file: Option<&'a Path>,
-    /// Where to send the terminal's master.
-    pub console_socket: Option<&'a Path>,
+    /// Who takes the terminal's master.
+    pub console: Console<'a>,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
     /// The container's record, told to a seccomp agent.
@@ -69,18 +70,8 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     // Order: connected before there is a process, so that nothing is left when the agent is not there.
     let listener = request.filter.and_then(|filter| filter.listener.as_ref());
     let agent = listener.map(Agent::connect).transpose()?;
-    let console = request
-        .console_socket
-        .map(|path| {
-            terminal::connect_console(path).map_err(|e| {
-                io_error(
-                    "connect to the console socket",
-                    path.display().to_string(),
-                    e,
-                )
-            })
-        })
-        .transpose()?;
+    request.console.check(request.plan.terminal)?;
+    let console = request.console.open(request.plan.terminal)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| io_error("protect", "this process", e))?;
     let (channel, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;

@@ -13,8 +13,9 @@ use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
+use super::terminal::Console;
 use super::wait::{reap, wait_for_exit};
-use super::{gate, hooks, program, scheduling, terminal};
+use super::{gate, hooks, program, scheduling};
 use crate::cgroup::{self, Cgroup, CgroupError, Driver, Hierarchies, Wish};
 use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
@@ -73,6 +74,12 @@ pub enum ProcessError {
         /// Errno.
         source: std::io::Error,
     },
+    /// Terminal and console socket do not go together.
+    #[error("{reason}")]
+    Terminal {
+        /// Why not.
+        reason: &'static str,
+    },
     /// The container's side said why.
     #[error("{reason}")]
     Child {
@@ -110,12 +117,14 @@ pub struct CreateRequest<'a> {
     pub bundle: &'a Path,
     /// Where to write init's pid.
     pub pid_file: Option<&'a Path>,
-    /// Where to send the terminal's master.
-    pub console_socket: Option<&'a Path>,
+    /// Who takes the terminal's master.
+    pub console: Console<'a>,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
     /// Who makes the cgroup.
     pub cgroup_driver: Driver,
+    /// Variables beyond those of the document.
+    pub environment: &'a [String],
     /// Warnings go here.
     pub log: &'a Log,
 }
@@ -163,22 +172,10 @@ fn make(
     request: &CreateRequest<'_>,
     aftermath: &mut Option<Aftermath>,
 ) -> Result<Created, ProcessError> {
-    let (document, plan) = read_plan(request.bundle, request.log)?;
+    let (document, mut plan) = read_plan(request.bundle, request.log)?;
+    plan.process.env.extend_from_slice(request.environment);
     check_host(&plan)?;
-    if plan.process.terminal && request.console_socket.is_none() {
-        return Err(ProcessError::Host {
-            field: "process.terminal".to_owned(),
-            value: "true".to_owned(),
-            reason: "needs --console-socket".to_owned(),
-        });
-    }
-    if !plan.process.terminal && request.console_socket.is_some() {
-        return Err(ProcessError::Host {
-            field: "process.terminal".to_owned(),
-            value: "false".to_owned(),
-            reason: "goes with no --console-socket".to_owned(),
-        });
-    }
+    request.console.check(plan.process.terminal)?;
     let joined = open_namespaces(&plan)?;
     crate::state::make_root(request.root)?;
     let filter = plan
@@ -196,18 +193,7 @@ fn make(
         annotations: &plan.annotations,
     };
     let place = cgroup::locate(&Hierarchies::of_this_host()?, &wish)?;
-    let console = request
-        .console_socket
-        .map(|path| {
-            terminal::connect_console(path).map_err(|e| {
-                io_error(
-                    "connect to the console socket",
-                    path.display().to_string(),
-                    e,
-                )
-            })
-        })
-        .transpose()?;
+    let console = request.console.open(plan.process.terminal)?;
     let group = cgroup::open(place);
     group.refuse_occupied()?;
 

@@ -1,21 +1,70 @@
-//! The container's terminal: made in the container, its master sent to the caller's console socket.
+//! The container's terminal: made in the container, its master sent to the caller's console socket or to
+//! the runtime that stays (see `relay`).
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, sendmsg, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Connects to the caller's console socket.
+use super::descriptor::send_descriptor;
+use super::parent::{ProcessError, io_error};
+
+/// Who takes the master of a new terminal.
+#[derive(Debug, Clone, Copy)]
+pub enum Console<'a> {
+    /// Nobody: the runtime leaves and no socket was named.
+    Nobody,
+    /// The listener of `--console-socket`.
+    Socket(&'a Path),
+    /// The runtime itself, which stays and copies; only where the process asks for a terminal.
+    Runtime(BorrowedFd<'a>),
+}
+
+impl Console<'_> {
+    /// Checks that a process with or without a terminal goes with it.
+    ///
+    /// # Errors
+    /// [`ProcessError::Terminal`].
+    pub(super) fn check(self, terminal: bool) -> Result<(), ProcessError> {
+        let reason = match (self, terminal) {
+            (Console::Nobody, true) => {
+                "process.terminal: a terminal needs --console-socket when the runtime detaches"
+            }
+            (Console::Socket(_), false) => {
+                "--console-socket goes with a process that has a terminal only"
+            }
+            _ => return Ok(()),
+        };
+        Err(ProcessError::Terminal { reason })
+    }
+
+    /// The descriptor to send the master over; `None` for a process without a terminal.
+    ///
+    /// # Errors
+    /// [`ProcessError::Io`] when nobody listens.
+    pub(super) fn open(self, terminal: bool) -> Result<Option<OwnedFd>, ProcessError> {
+        match self {
+            Console::Nobody => Ok(None),
+            Console::Socket(path) => connect_socket(path).map(Some).map_err(|e| {
+                let object = path.display().to_string();
+                io_error("connect to the console socket", object, e)
+            }),
+            Console::Runtime(_) if !terminal => Ok(None),
+            Console::Runtime(fd) => {
+                let copy = fd.try_clone_to_owned();
+                copy.map(Some)
+                    .map_err(|e| io_error("copy", "the console socket", e))
+            }
+        }
+    }
+}
+
+/// Connects to a stream socket of the caller.
 ///
 /// # Errors
 /// The errno of connect(2).
-pub(super) fn connect_console(path: &Path) -> std::io::Result<OwnedFd> {
+pub fn connect_socket(path: &Path) -> std::io::Result<OwnedFd> {
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -43,14 +92,8 @@ pub(super) fn connect_console(path: &Path) -> std::io::Result<OwnedFd> {
 
 /// Sends the master of a terminal over the console socket.
 pub(super) fn send_master(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> std::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [master];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
     // The payload is a name for the terminal; receivers only show it.
-    let payload = [IoSlice::new(b"/dev/ptmx")];
-    sendmsg(socket, &payload, &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
+    send_descriptor(socket, b"/dev/ptmx", master).map(|_| ())
 }
 
 /// Makes the slave standard input, output and error and the controlling terminal.

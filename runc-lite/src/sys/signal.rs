@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// A kernel signal set.
@@ -81,6 +81,39 @@ pub fn wait_for_signal(set: &SignalSet, timeout: Option<Duration>) -> io::Result
             Some(libc::EAGAIN) => return Ok(None),
             _ => return Err(error),
         }
+    }
+}
+
+/// A descriptor that becomes readable when one of the signals of `set` arrives, for poll(2); the signals must
+/// be blocked. Reads do not block, see [`read_signal`].
+///
+/// # Errors
+/// The errno of signalfd(2).
+pub fn signal_descriptor(set: &SignalSet) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised; -1 asks for a new descriptor.
+    let fd =
+        unsafe { libc::signalfd(-1, &raw const set.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd(2) returned a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes one signal from a descriptor of [`signal_descriptor`]; `None` when none waits.
+///
+/// # Errors
+/// The errno of read(2) other than EAGAIN.
+pub fn read_signal(signals: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    // struct signalfd_siginfo is 128 bytes and begins with the signal's number.
+    let mut siginfo = [0u8; 128];
+    match rustix::io::retry_on_intr(|| rustix::io::read(signals, &mut siginfo)) {
+        Ok(_) => {
+            let [a, b, c, d, ..] = siginfo;
+            Ok(i32::try_from(u32::from_ne_bytes([a, b, c, d])).ok())
+        }
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -272,8 +272,8 @@ fn privileged_options_that_are_refused_say_why() {
     assert!(!bundle.state_root().join("x").exists());
 }
 
-/// Takes the terminal's master from the console socket.
-fn receive_master(listener: &UnixListener) -> OwnedFd {
+/// Takes the descriptor that comes over a socket.
+pub(crate) fn receive_descriptor(listener: &UnixListener) -> OwnedFd {
     let (stream, _) = listener.accept().unwrap();
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
@@ -317,7 +317,7 @@ fn privileged_a_terminal_reaches_the_console_socket() {
     bundle
         .call(&["create", "--console-socket", "tty.sock", &bundle.id])
         .ok();
-    let master = receive_master(&listener);
+    let master = receive_descriptor(&listener);
     let size = rustix::termios::tcgetwinsize(&master).unwrap();
     assert_eq!((size.ws_row, size.ws_col), (33, 99));
     bundle.start().ok();
@@ -340,7 +340,7 @@ fn privileged_a_terminal_reaches_the_console_socket() {
         "tty; echo end",
     ];
     bundle.call(&args).ok();
-    let text = read_until(&receive_master(&listener), "end");
+    let text = read_until(&receive_descriptor(&listener), "end");
     assert!(text.contains("/dev/pts/1"), "{text}");
 }
 

@@ -12,6 +12,7 @@ mod apparmor;
 mod attacks;
 mod bundle;
 mod cgroups;
+mod command_line;
 mod crash;
 mod exec;
 mod guard;

@@ -29,6 +29,7 @@ use crate::cgroup::{CgroupError, Driver};
 use crate::error_chain;
 use crate::log::{Format, Level, Log};
 use crate::process::ProcessError;
+use crate::resctrl::ResctrlError;
 use crate::seccomp::SeccompError;
 use crate::spec::SpecError;
 use crate::state::{ContainerId, StateError};
@@ -53,6 +54,8 @@ enum CommandError {
     Process(#[from] ProcessError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Resctrl(#[from] ResctrlError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]

@@ -29,6 +29,10 @@ pub struct Plan {
     pub mounts: Vec<MountPlan>,
     /// Device nodes to make, the default ones first.
     pub devices: Vec<DeviceNode>,
+    /// Interfaces of the host that become the container's.
+    pub net_devices: Vec<NetDevicePlan>,
+    /// Cache and memory bandwidth class; `None`: resctrl is left alone.
+    pub intel_rdt: Option<IntelRdtPlan>,
     /// Absolute, clean paths to hide.
     pub masked_paths: Vec<String>,
     /// Absolute, clean paths to make read-only.
@@ -47,6 +51,39 @@ pub struct Plan {
     pub process: ProcessPlan,
     /// Carried into the state document only; no decision is taken from them.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What a container asks of resctrl.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntelRdtPlan {
+    /// Which class of service.
+    pub class: ClassOfService,
+    /// Lines an existing class must have, and a new one gets first: `l3CacheSchema`, `memBwSchema`.
+    pub compared: Vec<String>,
+    /// Lines written in any case.
+    pub schemata: Vec<String>,
+    /// Whether the container gets a monitoring group.
+    pub monitoring: bool,
+}
+
+/// A class of service (CLOS).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClassOfService {
+    /// The root of the resctrl file system.
+    Default,
+    /// Shared under this name.
+    Named(String),
+    /// The container's alone, named after it.
+    OfContainer,
+}
+
+/// An interface of the host that becomes the container's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetDevicePlan {
+    /// On the host.
+    pub name: String,
+    /// In the container; with `%d` in it, the kernel puts the first free number there.
+    pub new_name: String,
 }
 
 /// The root file system of a container.

@@ -11,6 +11,7 @@ mod identity;
 mod init;
 mod intermediate;
 pub mod message;
+mod net_devices;
 mod parent;
 mod program;
 mod relay;
@@ -21,6 +22,7 @@ mod wait;
 
 pub use attach::{AttachRequest, Attached, attach};
 pub use gate::{is_waiting, open as open_gate, start};
+pub use net_devices::NetDeviceError;
 pub use parent::{CreateRequest, Created, ProcessError, create};
 pub(crate) use parent::{agent_state, state_text};
 pub use relay::Relay;

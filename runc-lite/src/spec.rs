@@ -1,7 +1,9 @@
 //! config.json → [`Plan`]: every rejection happens here, before any side effect; nothing here touches the system.
 
+mod intel_rdt;
 mod mounts;
 mod namespaces;
+mod net_devices;
 mod process;
 mod resources;
 mod scheduling;
@@ -82,11 +84,11 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
         .ok_or(SpecError::Missing { field: "process" })?;
     let linux = config.linux.ok_or(SpecError::Missing { field: "linux" })?;
     let process = plan_process(process, &linux)?;
-    refuse_unsupported(&linux)?;
     let namespaces = namespaces::plan_namespaces(&linux)?;
     let id_mappings = namespaces::plan_id_mappings(&linux, &namespaces)?;
     let time_offsets = namespaces::plan_time_offsets(&linux, &namespaces)?;
     check_names(&config.hostname, &config.domainname, &namespaces)?;
+    let net_devices = net_devices::plan_net_devices(&linux.net_devices, &namespaces)?;
     let mut mounts = Vec::with_capacity(config.mounts.len());
     for (index, mount) in config.mounts.iter().enumerate() {
         mounts.push(mounts::plan_mount(index, mount, warnings)?);
@@ -118,6 +120,12 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
         domainname: config.domainname,
         mounts,
         devices,
+        net_devices,
+        intel_rdt: linux
+            .intel_rdt
+            .as_ref()
+            .map(intel_rdt::plan_intel_rdt)
+            .transpose()?,
         masked_paths: clean_list("linux.maskedPaths", &linux.masked_paths)?,
         readonly_paths: clean_list("linux.readonlyPaths", &linux.readonly_paths)?,
         sysctls,
@@ -153,17 +161,6 @@ fn check_version(version: &str) -> Result<(), SpecError> {
 fn check_text(field: impl Into<String>, value: &str) -> Result<(), SpecError> {
     if value.contains('\0') {
         return Err(invalid(field, value, "contains a NUL byte"));
-    }
-    Ok(())
-}
-
-fn refuse_unsupported(linux: &Linux) -> Result<(), SpecError> {
-    let later = "it comes with a later version of runc-lite";
-    if linux.intel_rdt.is_some() {
-        return Err(unsupported("linux.intelRdt", later));
-    }
-    if !linux.net_devices.is_empty() {
-        return Err(unsupported("linux.netDevices", later));
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupRecord;
+use crate::resctrl::ResctrlRecord;
 use crate::seccomp::Listener;
 
 /// Form of the record this version writes.
@@ -156,6 +157,9 @@ pub struct Record {
     /// Who gets the listener of init's seccomp filter at `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp_listener: Option<Listener>,
+    /// Place in the resctrl tree, written before it is made.
+    #[serde(default)]
+    pub resctrl: Option<ResctrlRecord>,
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -183,6 +187,7 @@ impl Record {
             private_pid_namespace: false,
             cgroup: None,
             seccomp_listener: None,
+            resctrl: None,
         }
     }
 }

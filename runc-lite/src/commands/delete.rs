@@ -50,6 +50,9 @@ pub(super) fn remove(globals: &Globals, container: &Container) -> Result<(), Com
     if let Some(group) = container.cgroup() {
         group.remove()?;
     }
+    if let Some(place) = &container.record.resctrl {
+        place.remove()?;
+    }
     let hooks = hooks_of(container).poststop;
     if !hooks.is_empty() {
         let mut record = container.record.clone();

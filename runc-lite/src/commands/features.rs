@@ -27,7 +27,8 @@ struct Linux {
     apparmor: Switch,
     selinux: Switch,
     memory_policy: MemoryPolicy,
-    intel_rdt: Switch,
+    intel_rdt: IntelRdt,
+    net_devices: Switch,
     mount_extensions: MountExtensions,
 }
 
@@ -56,6 +57,13 @@ struct Seccomp {
 struct MemoryPolicy {
     modes: Vec<&'static str>,
     flags: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct IntelRdt {
+    enabled: bool,
+    schemata: bool,
+    monitoring: bool,
 }
 
 #[derive(Serialize)]
@@ -148,7 +156,12 @@ fn features() -> Features {
                 modes: crate::spec::memory_policy_modes(),
                 flags: crate::spec::memory_policy_flags(),
             },
-            intel_rdt: Switch { enabled: false },
+            intel_rdt: IntelRdt {
+                enabled: true,
+                schemata: true,
+                monitoring: true,
+            },
+            net_devices: Switch { enabled: true },
             mount_extensions: MountExtensions {
                 idmap: Switch { enabled: false },
             },

@@ -19,6 +19,7 @@ use crate::cgroup::{Cgroup, Subgroup};
 use crate::error_chain;
 use crate::log::Log;
 use crate::plan::ProcessPlan;
+use crate::resctrl::ResctrlRecord;
 use crate::rootfs::{self, Root};
 use crate::seccomp::Filter;
 use crate::seccomp::agent::Agent;
@@ -38,6 +39,8 @@ pub struct AttachRequest<'a> {
     pub filter: Option<&'a Filter>,
     /// The container's cgroup.
     pub cgroup: &'a dyn Cgroup,
+    /// The container's place in the resctrl tree.
+    pub resctrl: Option<&'a ResctrlRecord>,
     /// A cgroup below it.
     pub subgroup: Option<&'a Subgroup>,
     /// Where to write the pid.
@@ -103,6 +106,9 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     }
     // Order: the intermediate process is moved before it proceeds, so that the new one is born inside.
     request.cgroup.join(intermediate.pid(), request.subgroup)?;
+    if let Some(place) = request.resctrl {
+        place.join(intermediate.pid())?;
+    }
     match (&affinity.initial, &affinity.last) {
         (_, Some(cpus)) => scheduling::set_affinity(intermediate.pid(), "final", cpus)
             .map_err(|reason| ProcessError::Child { reason })?,

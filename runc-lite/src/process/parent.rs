@@ -13,13 +13,15 @@ use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
+use super::net_devices::{MovedDevices, NetDeviceError};
 use super::terminal::Console;
 use super::wait::{reap, wait_for_exit};
-use super::{gate, hooks, program, scheduling};
+use super::{gate, hooks, net_devices, program, scheduling};
 use crate::cgroup::{self, Cgroup, CgroupError, Driver, Hierarchies, Wish};
 use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{NamespaceKind, Plan};
+use crate::resctrl::{self, ResctrlError, ResctrlRecord};
 use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
 use crate::seccomp::{self, SeccompError};
 use crate::spec::{self, SpecError};
@@ -51,6 +53,12 @@ pub enum ProcessError {
     /// The cgroup could not be made.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// An interface of the host could not be had.
+    #[error(transparent)]
+    NetDevice(#[from] NetDeviceError),
+    /// The resctrl class could not be had.
+    #[error(transparent)]
+    Resctrl(#[from] ResctrlError),
     /// The record could not be written.
     #[error(transparent)]
     State(#[from] StateError),
@@ -176,6 +184,12 @@ fn make(
     plan.process.env.extend_from_slice(request.environment);
     check_host(&plan)?;
     request.console.check(plan.process.terminal)?;
+    net_devices::check(&plan.net_devices)?;
+    let resctrl = plan
+        .intel_rdt
+        .as_ref()
+        .map(|rdt| resctrl::locate(&resctrl::mount_point()?, rdt, request.id.as_str()))
+        .transpose()?;
     let joined = open_namespaces(&plan)?;
     crate::state::make_root(request.root)?;
     let filter = plan
@@ -207,6 +221,7 @@ fn make(
         private_pid_namespace: plan.namespaces.makes(NamespaceKind::Pid),
         cgroup: Some(group.record().clone()),
         seccomp_listener: filter.as_ref().and_then(|filter| filter.listener.clone()),
+        resctrl,
         ..Record::new(request.id)
     };
     // Order: the record names the cgroup before it exists, so that delete finds it whenever this process
@@ -218,6 +233,10 @@ fn make(
     undo.group().prepare(&plan.resources, &mut warnings)?;
     let birthplace = undo.group().birthplace()?;
 
+    if let (Some(place), Some(rdt)) = (&record.resctrl, &plan.intel_rdt) {
+        undo.resctrl = Some(place.clone());
+        place.create(rdt)?;
+    }
     let gate = gate::open(undo.directory()).map_err(|e| io_error("make", "the start socket", e))?;
     let inheritance = Inheritance {
         id: request.id.as_str(),
@@ -247,6 +266,14 @@ fn make(
     warnings
         .iter()
         .for_each(|warning| request.log.warn(warning));
+    if let Some(place) = &record.resctrl {
+        place.join(pid)?;
+    }
+    let network = joined
+        .iter()
+        .find(|(kind, _)| *kind == NamespaceKind::Network);
+    let network = network.map(|(_, fd)| fd.as_fd());
+    undo.devices = net_devices::move_all(&plan.net_devices, network, pid)?;
     if let Some(score) = plan.process.oom_score_adj {
         set_oom_score(pid, score, request.log)?;
     }
@@ -493,6 +520,16 @@ fn check_host(plan: &Plan) -> Result<(), ProcessError> {
         .namespaces
         .joined(NamespaceKind::Network)
         .filter(|path| is_own_namespace(path, NamespaceKind::Network));
+    if let (Some(path), Some(device)) = (host_network, plan.net_devices.first()) {
+        return Err(ProcessError::Host {
+            field: format!("linux.netDevices[{:?}]", device.name),
+            value: device.new_name.clone(),
+            reason: format!(
+                "is there already: {} is the host's network namespace",
+                path.display()
+            ),
+        });
+    }
     if let (Some(path), Some((name, _))) = (
         host_network,
         plan.sysctls
@@ -616,6 +653,8 @@ struct Undo {
     directory: Option<StateDirectory>,
     group: Option<Box<dyn Cgroup>>,
     init: Option<(i32, OwnedFd)>,
+    devices: Option<MovedDevices>,
+    resctrl: Option<ResctrlRecord>,
 }
 
 impl Undo {
@@ -624,6 +663,8 @@ impl Undo {
             directory: Some(directory),
             group: None,
             init: None,
+            devices: None,
+            resctrl: None,
         }
     }
 
@@ -640,6 +681,9 @@ impl Undo {
     fn disarm(mut self) -> (StateDirectory, OwnedFd) {
         let directory = self.directory.take().expect("taken by disarm only");
         let (_, pidfd) = self.init.take().expect("set before the container is ready");
+        if let Some(devices) = self.devices.take() {
+            devices.keep();
+        }
         (directory, pidfd)
     }
 }
@@ -649,14 +693,20 @@ impl Drop for Undo {
         let Some(directory) = self.directory.take() else {
             return;
         };
+        // Order: given back while there is a namespace that holds them for sure.
+        drop(self.devices.take());
         if let Some((pid, pidfd)) = self.init.take() {
             let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
             if wait_for_exit(pidfd.as_fd(), KILL_PATIENCE) {
                 reap(pid, WaitOptions::NOHANG);
             }
         }
+        let left = self
+            .resctrl
+            .take()
+            .is_some_and(|place| place.undo().is_err());
         if let Some(group) = self.group.take()
-            && group.remove().is_err()
+            && (group.remove().is_err() || left)
         {
             // The record stays, so that delete can finish the work.
             return;

@@ -117,7 +117,12 @@ fn bad_values_are_refused_by_name() {
         "namespaces[1].path",
     );
     refused("/linux/uidMappings", json!([{}]), "uidMappings");
-    refused("/linux/intelRdt", json!({}), "intelRdt");
+    refused(
+        "/linux/intelRdt",
+        json!({"closID": "a/b"}),
+        "linux.intelRdt.closID",
+    );
+    refused("/linux/netDevices", json!({"eth0": {}}), "netDevices");
     refused("/linux/cgroupsPath", json!("/a/../b"), "cgroupsPath");
     refused("/linux/cgroupsPath", json!("/"), "cgroupsPath");
     refused("/linux/maskedPaths", json!(["proc"]), "maskedPaths[0]");

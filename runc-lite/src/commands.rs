@@ -12,6 +12,7 @@ mod list;
 mod pause;
 mod ps;
 mod resume;
+mod rootless;
 mod run;
 mod spec;
 mod start;
@@ -114,6 +115,8 @@ struct Globals {
     /// Whether the caller named the root; only the default one need not exist.
     root_is_given: bool,
     cgroup_driver: Driver,
+    /// Whether the cgroup may be done without where the caller may not make it.
+    rootless: bool,
     log: Log,
 }
 
@@ -235,6 +238,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
     let mut format = Format::Text;
     let mut debug = false;
     let mut cgroup_driver = Driver::Cgroupfs;
+    let mut rootless_value = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("root") => given_root = Some(root_directory(&parser.value()?)?),
@@ -251,10 +255,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
             Long("debug") => debug = true,
             Long("systemd-cgroup") => cgroup_driver = Driver::Systemd,
             Long("rootless") => {
-                let value = parser.value()?;
-                if value != "false" && value != "auto" {
-                    return Err(usage(format!("--rootless {value:?} is not supported")));
-                }
+                rootless_value = Some(parser.value()?);
             }
             Short('h') | Long("help") => return Ok(Parsed::Print(help::general())),
             Short('v') | Long("version") => {
@@ -270,8 +271,9 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
                 };
                 let globals = Globals {
                     root_is_given: given_root.is_some(),
-                    root: given_root.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT)),
+                    root: given_root.unwrap_or_else(rootless::default_root),
                     cgroup_driver,
+                    rootless: rootless::parse(rootless_value.as_deref())?,
                     log,
                 };
                 return Ok(Parsed::Command(globals, command));

@@ -154,6 +154,18 @@ pub enum NamespaceKind {
 }
 
 impl NamespaceKind {
+    /// Every kind.
+    pub const ALL: [NamespaceKind; 8] = [
+        NamespaceKind::Pid,
+        NamespaceKind::Network,
+        NamespaceKind::Mount,
+        NamespaceKind::Uts,
+        NamespaceKind::Ipc,
+        NamespaceKind::Cgroup,
+        NamespaceKind::User,
+        NamespaceKind::Time,
+    ];
+
     /// The `CLONE_NEW*` bit.
     #[must_use]
     pub const fn clone_flag(self) -> u64 {
@@ -273,7 +285,9 @@ impl IdMappings {
 }
 
 fn outside(mappings: &[IdMapping], id: u32) -> Option<u32> {
-    mappings.iter().find_map(|mapping| {
+    // The highest number is how the kernel shows an id that has no number in the reader's namespace.
+    let mut known = mappings.iter().filter(|mapping| mapping.host != u32::MAX);
+    known.find_map(|mapping| {
         let offset = id.checked_sub(mapping.container)?;
         (offset < mapping.size).then(|| mapping.host.checked_add(offset))?
     })

@@ -11,14 +11,18 @@ mod mounts;
 mod pivot;
 mod procfs;
 mod root;
+mod sources;
 
-pub use devices::{bind_console, make_devices, open_terminal};
+pub use cgroups::CgroupView;
+pub(crate) use devices::is_in_user_namespace;
+pub use devices::{Nodes, bind_console, make_devices, open_terminal};
 pub use masks::{make_paths_readonly, mask_paths};
 pub(crate) use mounts::make as make_detached;
-pub use mounts::{PreparedMount, mount_all, prepare_shared_binds};
+pub use mounts::{Surroundings, mount_all};
 pub use pivot::{enter, finish};
 pub use procfs::{PrivateProcfs, write_lsm_label, write_sysctls};
 pub use root::Root;
+pub use sources::{Sources, Which};
 
 /// What went wrong while the file system view was built. Paths are those of the container.
 #[derive(Debug, thiserror::Error)]

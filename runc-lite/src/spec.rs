@@ -17,6 +17,7 @@ use crate::plan::{
 };
 
 pub(crate) use mounts::known_options as known_mount_options;
+pub(crate) use namespaces::{check_process_ids, kinds};
 pub use process::{CAPABILITY_NAMES, plan_process};
 pub(crate) use scheduling::{memory_policy_flags, memory_policy_modes};
 

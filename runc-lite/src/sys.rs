@@ -4,6 +4,7 @@ mod bpf;
 mod clone;
 mod exec;
 mod mount;
+mod namespace;
 mod scheduling;
 mod signal;
 
@@ -16,6 +17,7 @@ pub use exec::{
     close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,
 };
 pub use mount::{MountAttributes, mount_setattr};
+pub use namespace::namespace_type;
 pub use scheduling::{
     SchedulingAttributes, set_cpu_affinity, set_io_priority, set_memory_policy, set_scheduler,
 };

@@ -102,6 +102,9 @@ pub(super) fn make(
     let passed = Passed::with_sockets(options.preserve_fds)?;
     let pidfd_socket = connect_pidfd_socket(options.pidfd_socket.as_deref())?;
     keep_descriptors(passed.count)?;
+    if !globals.root_is_given {
+        super::rootless::make_default_root(&globals.root)?;
+    }
     let created = create(&CreateRequest {
         root: &globals.root,
         id: &options.id,
@@ -111,6 +114,7 @@ pub(super) fn make(
         preserve_fds: passed.count,
         environment: &passed.environment,
         cgroup_driver: globals.cgroup_driver,
+        rootless: globals.rootless,
         log: &globals.log,
     })?;
     globals.log.debug(|| {

@@ -138,7 +138,8 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     }
     let stopped = || refused("cannot exec in a stopped container");
     let init = container.init().ok_or_else(stopped)?;
-    let group = container.cgroup().ok_or_else(stopped)?;
+    // A rootless container may have none.
+    let group = container.cgroup();
     let document = container
         .directory
         .read(CONFIG_FILE)?
@@ -157,6 +158,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         filter.check_host()?;
     }
     let linux = config.linux.unwrap_or_default();
+    let namespaces = crate::spec::kinds(&linux);
     let plan = plan(&options, config.process.unwrap_or_default(), &linux)?;
     if options.console_socket.is_some() && !options.detach {
         return Err(usage(
@@ -187,9 +189,10 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     let attached = attach(&AttachRequest {
         id: id.as_str(),
         init: init.as_fd(),
+        namespaces: &namespaces,
         plan: &plan,
         filter: filter.as_ref(),
-        cgroup: group.as_ref(),
+        cgroup: group.as_deref(),
         resctrl: container.record.resctrl.as_ref(),
         subgroup: options.subgroup.as_ref(),
         pid_file: options.pid_file.as_deref(),

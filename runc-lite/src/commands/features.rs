@@ -20,7 +20,7 @@ struct Features {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Linux {
-    namespaces: [&'static str; 6],
+    namespaces: [&'static str; 8],
     capabilities: Vec<&'static str>,
     cgroup: Cgroup,
     seccomp: Seccomp,
@@ -115,7 +115,9 @@ fn features() -> Features {
         ],
         mount_options: crate::spec::known_mount_options(),
         linux: Linux {
-            namespaces: ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            namespaces: [
+                "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
+            ],
             capabilities: crate::spec::CAPABILITY_NAMES.to_vec(),
             cgroup: Cgroup {
                 v1: true,
@@ -163,7 +165,7 @@ fn features() -> Features {
             },
             net_devices: Switch { enabled: true },
             mount_extensions: MountExtensions {
-                idmap: Switch { enabled: false },
+                idmap: Switch { enabled: true },
             },
         },
         annotations: BTreeMap::from([("runc-lite.version", env!("CARGO_PKG_VERSION"))]),

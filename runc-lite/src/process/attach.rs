@@ -2,29 +2,38 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::intermediate::{Role, bear};
 use super::message::{ChildEnd, LISTENER, ToChild, ToParent, pair};
 use super::parent::{
-    ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive,
+    ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive, protect,
     set_oom_score, write_pid_file,
 };
 use super::terminal::Console;
-use super::wait::reap;
-use super::{program, scheduling, terminal};
+use super::user_namespace::{
+    self, UserNamespace, become_first_user, check_groups, is_privileged, may_set_groups,
+    prepare_from_outside,
+};
+use super::wait::{reap, wait_for_exit};
+use super::{joins, program, scheduling, terminal};
 use crate::cgroup::{Cgroup, Subgroup};
 use crate::error_chain;
 use crate::log::Log;
-use crate::plan::ProcessPlan;
+use crate::plan::{NamespaceKind, ProcessPlan};
 use crate::resctrl::ResctrlRecord;
 use crate::rootfs::{self, Root};
 use crate::seccomp::Filter;
 use crate::seccomp::agent::Agent;
 use crate::state::Record;
 use crate::sys::{CloneFlags, close_all_except, exit_now, send_signal};
+
+/// Init ended before or while the process was made.
+const STOPPED: &str = "cannot exec in a stopped container";
 
 /// What `exec` is asked for.
 #[derive(Debug)]
@@ -33,12 +42,14 @@ pub struct AttachRequest<'a> {
     pub id: &'a str,
     /// The container's init, verified to be it.
     pub init: BorrowedFd<'a>,
+    /// Kinds of namespaces the container's document lists.
+    pub namespaces: &'a [NamespaceKind],
     /// What to run.
     pub plan: &'a ProcessPlan,
     /// The container's filter.
     pub filter: Option<&'a Filter>,
-    /// The container's cgroup.
-    pub cgroup: &'a dyn Cgroup,
+    /// The container's cgroup, if it has one.
+    pub cgroup: Option<&'a dyn Cgroup>,
     /// The container's place in the resctrl tree.
     pub resctrl: Option<&'a ResctrlRecord>,
     /// A cgroup below it.
@@ -53,6 +64,12 @@ pub struct AttachRequest<'a> {
     pub record: &'a Record,
     /// Warnings go here.
     pub log: &'a Log,
+}
+
+impl AttachRequest<'_> {
+    fn init_pid(&self) -> i32 {
+        self.record.init.map_or(0, |init| init.pid)
+    }
 }
 
 /// A process that runs its program in the container.
@@ -75,26 +92,20 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     let agent = listener.map(Agent::connect).transpose()?;
     request.console.check(request.plan.terminal)?;
     let console = request.console.open(request.plan.terminal)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| io_error("protect", "this process", e))?;
+    let ids = Ids::of(request)?;
+    if is_privileged() {
+        protect()?;
+    }
     let (channel, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;
     let enter = || {
-        // All at once; user namespaces come later and will be left out when they are the caller's own.
-        let all = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::PROCESS_ID
-            | ThreadNameSpaceType::NETWORK
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::CONTROL_GROUP;
-        move_into_thread_name_spaces(request.init, all).map_err(|e| match e {
-            rustix::io::Errno::SRCH => "cannot exec in a stopped container".to_owned(),
-            other => format!("cannot join the container's namespaces: {other}"),
-        })
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| format!("cannot protect a process: {e}"))?;
+        enter_container(request, ids.namespace.is_some())
     };
     let role = bear(channel, &child_end, CloneFlags::NONE, enter)
         .map_err(|e| io_error("make", "the process", e))?;
     let intermediate = match role {
-        Role::Born => run(request, &child_end, console.as_ref().map(AsFd::as_fd)),
+        Role::Born => run(request, &child_end, console.as_ref().map(AsFd::as_fd), &ids),
         Role::Parent(intermediate) => intermediate,
     };
     drop(child_end);
@@ -105,7 +116,9 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
             .map_err(|reason| ProcessError::Child { reason })?;
     }
     // Order: the intermediate process is moved before it proceeds, so that the new one is born inside.
-    request.cgroup.join(intermediate.pid(), request.subgroup)?;
+    if let Some(group) = request.cgroup {
+        group.join(intermediate.pid(), request.subgroup)?;
+    }
     if let Some(place) = request.resctrl {
         place.join(intermediate.pid())?;
     }
@@ -121,8 +134,12 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
         set_oom_score(intermediate.pid(), score, request.log)?;
     }
     let mut agent = agent;
+    protect()?;
     let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
+    if let Some(namespace) = &ids.namespace {
+        prepare_from_outside(pid, request.plan, namespace);
+    }
     let talk = |e| io_error("talk to", "the new process", e);
     channel.send(&ToChild::Proceed).map_err(talk)?;
     let mut ready = false;
@@ -167,9 +184,96 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     Ok(Attached { pid, pidfd })
 }
 
+/// What the new process needs to know about users and groups; asked while /proc is the host's.
+#[derive(Debug)]
+struct Ids {
+    /// The container's user namespace, when it is not the runtime's.
+    namespace: Option<UserNamespace>,
+    may_set_groups: bool,
+}
+
+impl Ids {
+    fn of(request: &AttachRequest<'_>) -> Result<Ids, ProcessError> {
+        let path = format!("/proc/{}/ns/user", request.init_pid());
+        let own = !request.namespaces.contains(&NamespaceKind::User)
+            || joins::is_own(Path::new(&path), NamespaceKind::User);
+        let namespace = if own {
+            None
+        } else {
+            let found = user_namespace::of_process(request.init_pid())?;
+            // Order: the files are those of init if it is still there after they were read.
+            if wait_for_exit(request.init, Duration::ZERO) {
+                return Err(ProcessError::Child {
+                    reason: STOPPED.to_owned(),
+                });
+            }
+            crate::spec::check_process_ids(&found.ids, request.plan)?;
+            check_groups(request.plan, &found)?;
+            Some(found)
+        };
+        Ok(Ids {
+            may_set_groups: may_set_groups(namespace.as_ref()),
+            namespace,
+        })
+    }
+}
+
+/// Joins the namespaces of the container's init, all at once.
+fn enter_container(request: &AttachRequest<'_>, user: bool) -> Result<(), String> {
+    let mut kinds = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    if request.namespaces.contains(&NamespaceKind::Time) {
+        kinds |= ThreadNameSpaceType::TIME;
+    }
+    if user {
+        kinds |= ThreadNameSpaceType::USER;
+    }
+    let joined = match move_into_thread_name_spaces(request.init, kinds) {
+        // Somebody who is not root outside may not join what the container shares with everybody.
+        Err(Errno::PERM) => {
+            move_into_thread_name_spaces(request.init, kinds & foreign(request.init_pid()))
+        }
+        other => other,
+    };
+    joined.map_err(|e| match e {
+        Errno::SRCH => STOPPED.to_owned(),
+        other => format!("cannot join the container's namespaces: {other}"),
+    })
+}
+
+/// The kinds of namespaces in which process `pid` has another one than the caller.
+fn foreign(pid: i32) -> ThreadNameSpaceType {
+    NamespaceKind::ALL
+        .into_iter()
+        .filter(|kind| {
+            let path = format!("/proc/{pid}/ns/{}", kind.proc_name());
+            !joins::is_own(Path::new(&path), *kind)
+        })
+        .map(|kind| match kind {
+            NamespaceKind::Pid => ThreadNameSpaceType::PROCESS_ID,
+            NamespaceKind::Network => ThreadNameSpaceType::NETWORK,
+            NamespaceKind::Mount => ThreadNameSpaceType::MOUNT,
+            NamespaceKind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+            NamespaceKind::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+            NamespaceKind::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,
+            NamespaceKind::User => ThreadNameSpaceType::USER,
+            NamespaceKind::Time => ThreadNameSpaceType::TIME,
+        })
+        .fold(ThreadNameSpaceType::empty(), |all, one| all | one)
+}
+
 /// The new process, born in the container's namespaces. Never returns.
-fn run(request: &AttachRequest<'_>, channel: &ChildEnd, console: Option<BorrowedFd<'_>>) -> ! {
-    let failure = match prepare(request, channel, console) {
+fn run(
+    request: &AttachRequest<'_>,
+    channel: &ChildEnd,
+    console: Option<BorrowedFd<'_>>,
+    ids: &Ids,
+) -> ! {
+    let failure = match prepare(request, channel, console, ids) {
         Ok(prepared) => {
             if channel.send(&ToParent::Ready).is_err() {
                 exit_now(1)
@@ -189,6 +293,7 @@ fn prepare<'a>(
     request: &AttachRequest<'a>,
     channel: &ChildEnd,
     console: Option<BorrowedFd<'_>>,
+    ids: &Ids,
 ) -> Result<program::Prepared<'a>, String> {
     let mut keep = vec![channel.as_fd()];
     keep.extend(console);
@@ -199,6 +304,11 @@ fn prepare<'a>(
         _ => exit_now(1),
     }
     rustix::process::setsid().map_err(|e| format!("cannot make a session: {e}"))?;
+    if let Some(namespace) = &ids.namespace {
+        become_first_user(namespace)?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| format!("cannot protect the process: {e}"))?;
+    }
     let root = Root::of_this_process().map_err(|e| error_chain(&e))?;
     if let Some(socket) = console {
         let (master, slave) =
@@ -211,5 +321,12 @@ fn prepare<'a>(
         // A lost warning changes nothing.
         let _ = channel.send(&ToParent::Warning(text));
     };
-    program::prepare(request.id, &root, request.plan, request.filter, &mut warn)
+    program::prepare(
+        request.id,
+        &root,
+        request.plan,
+        request.filter,
+        ids.may_set_groups,
+        &mut warn,
+    )
 }

@@ -1,6 +1,6 @@
 //! Users, capabilities and limits of a process of the container.
 
-use rustix::process::{Gid, Rlimit, Uid};
+use rustix::process::{DumpableBehavior, Gid, Rlimit, Uid, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::plan::{CapabilityPlan, ProcessPlan};
@@ -64,10 +64,12 @@ fn available(
 }
 
 /// Takes on user, groups and capabilities. `keep` stays permitted (not effective) until execve:
-/// a filter without no_new_privs is loaded with it.
+/// a filter without no_new_privs is loaded with it. `may_set_groups` is false where the user namespace denies
+/// setgroups(2).
 pub(super) fn take_on(
     plan: &ProcessPlan,
     keep: CapabilitySet,
+    may_set_groups: bool,
     warn: &mut dyn FnMut(String),
 ) -> Result<Identity, String> {
     let fail = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what}: {e}");
@@ -91,14 +93,20 @@ pub(super) fn take_on(
         .iter()
         .map(|gid| Gid::from_raw(*gid))
         .collect();
-    rustix::thread::set_thread_groups(&groups)
-        .map_err(|e| fail(&format!("set the groups {:?}", plan.additional_gids), &e))?;
+    // Where the user namespace denies it, the groups of the user who called the runtime stay.
+    if may_set_groups {
+        rustix::thread::set_thread_groups(&groups)
+            .map_err(|e| fail(&format!("set the groups {:?}", plan.additional_gids), &e))?;
+    }
     let gid = Gid::from_raw(plan.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid)
         .map_err(|e| fail(&format!("set the group {}", plan.gid), &e))?;
     let uid = Uid::from_raw(plan.uid);
     rustix::thread::set_thread_res_uid(uid, uid, uid)
         .map_err(|e| fail(&format!("set the user {}", plan.uid), &e))?;
+    // With fs.suid_dumpable set, a change of user makes a process traceable again.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| fail("protect the process", &e))?;
     rustix::thread::set_keep_capabilities(false).map_err(|e| fail("drop capabilities", &e))?;
     let now = CapabilitySets {
         effective: set(sets.effective),

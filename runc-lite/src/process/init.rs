@@ -3,17 +3,18 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::hooks::Surroundings;
+use super::joins::{self, Joined};
 use super::message::{ChildEnd, ToChild, ToParent};
 use super::program::{self, Prepared};
-use super::{gate, hooks, terminal};
-use crate::cgroup::CgroupRecord;
+use super::user_namespace::{UserNamespace, become_first_user};
+use super::{gate, hooks, terminal, time_namespace};
 use crate::config::StateDocument;
 use crate::error_chain;
-use crate::plan::{NamespaceKind, Plan};
-use crate::rootfs::{self, Root};
+use crate::plan::{IdmapPlan, NamespaceKind, Plan};
+use crate::rootfs::{self, CgroupView, Nodes, Root, Sources, Which};
 use crate::seccomp::Filter;
 use crate::sys::{close_all_except, exit_now};
 
@@ -23,10 +24,19 @@ pub(super) struct Inheritance<'a> {
     pub(super) id: &'a str,
     pub(super) plan: &'a Plan,
     pub(super) bundle: &'a Path,
-    pub(super) cgroup: &'a CgroupRecord,
+    /// What a cgroup mount shows.
+    pub(super) cgroup: CgroupView<'a>,
     pub(super) filter: Option<&'a Filter>,
     /// Namespaces to join, opened by the parent.
-    pub(super) joined: &'a [(NamespaceKind, OwnedFd)],
+    pub(super) joined: &'a [Joined],
+    /// The container's user namespace, when it is not the runtime's.
+    pub(super) user_namespace: Option<&'a UserNamespace>,
+    /// Whether setgroups(2) works in it.
+    pub(super) may_set_groups: bool,
+    /// Trees that the parent cloned.
+    pub(super) sources: &'a Sources,
+    /// The host's procfs, to set the clocks of a time namespace.
+    pub(super) procfs: Option<&'a OwnedFd>,
     pub(super) gate: BorrowedFd<'a>,
     pub(super) console: Option<BorrowedFd<'a>>,
     /// First descriptor that is not meant for the program.
@@ -80,6 +90,8 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
     let mut keep = vec![channel.as_fd(), inheritance.gate];
     keep.extend(inheritance.console);
     keep.extend(inheritance.joined.iter().map(|(_, fd)| fd.as_fd()));
+    keep.extend(inheritance.sources.descriptors());
+    keep.extend(inheritance.procfs.map(AsFd::as_fd));
     // Before anything else: the parent's lock and log are not for this process.
     close_all_except(inheritance.first_private_fd, &keep)
         .map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
@@ -89,11 +101,23 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
         _ => exit_now(1),
     }
     rustix::process::setsid().map_err(|e| format!("cannot make a session: {e}"))?;
+    if let Some(procfs) = inheritance.procfs {
+        // Order: it needs the host's procfs and, from an ordinary user, a process that still belongs to them.
+        time_namespace::make(procfs, &plan.time_offsets)?;
+    }
     enter_namespaces(inheritance)?;
+    let sources = own_sources(inheritance)?;
+    if let Some(namespace) = inheritance.user_namespace {
+        // Order: the trees were cloned as the user who may reach them.
+        become_first_user(namespace)?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| format!("cannot protect init: {e}"))?;
+        make_namespace(inheritance, NamespaceKind::Ipc)?;
+    }
     // Mount points and devices get the modes they are made with, whatever the caller's mask is; the
     // container's own mask is set before its program runs.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let root = build_rootfs(inheritance, channel)?;
+    let root = build_rootfs(inheritance, &sources, channel)?;
     if !plan.hostname.is_empty() {
         rustix::system::sethostname(plan.hostname.as_bytes())
             .map_err(|e| format!("cannot set the host name {:?}: {e}", plan.hostname))?;
@@ -123,48 +147,83 @@ fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Read
         &root,
         &plan.process,
         inheritance.filter,
+        inheritance.may_set_groups,
         &mut warn,
     )?;
     Ok(Ready { program, state })
 }
 
 fn enter_namespaces(inheritance: &Inheritance<'_>) -> Result<(), String> {
-    for (kind, fd) in inheritance.joined {
-        let link = match kind {
-            NamespaceKind::Network => LinkNameSpaceType::Network,
-            NamespaceKind::Mount => LinkNameSpaceType::Mount,
-            NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
-            NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
-            NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
-            // Entered before this process was born.
-            NamespaceKind::Pid | NamespaceKind::User | NamespaceKind::Time => continue,
-        };
-        move_into_link_name_space(fd.as_fd(), Some(link))
-            .map_err(|e| format!("cannot join the {} namespace: {e}", kind.name()))?;
+    // Where init was born by a process that joined, it is inside already.
+    if !joins::need_birth_inside(inheritance.plan, inheritance.joined) {
+        joins::enter(inheritance.joined)?;
     }
-    if inheritance.plan.namespaces.makes(NamespaceKind::Cgroup) {
-        // Order: its root is the cgroup this process is in by now.
-        crate::sys::unshare(NamespaceKind::Cgroup.clone_flag())
-            .map_err(|e| format!("cannot make a cgroup namespace: {e}"))?;
-    }
-    Ok(())
+    make_namespace(inheritance, NamespaceKind::Cgroup)
 }
 
-fn build_rootfs(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> Result<Root, String> {
+/// Whether init makes a namespace of `kind`, if one is asked for, instead of being born into it.
+///
+/// The root of a cgroup namespace is the cgroup its maker is in. The clocks of a time namespace are set before
+/// anybody is inside. The file system of an IPC namespace belongs to its maker, who must have an id in the
+/// user namespace.
+pub(super) fn makes_itself(kind: NamespaceKind, in_user_namespace: bool) -> bool {
+    match kind {
+        NamespaceKind::Cgroup | NamespaceKind::Time => true,
+        NamespaceKind::Ipc => in_user_namespace,
+        NamespaceKind::Pid
+        | NamespaceKind::Network
+        | NamespaceKind::Mount
+        | NamespaceKind::Uts
+        | NamespaceKind::User => false,
+    }
+}
+
+fn make_namespace(inheritance: &Inheritance<'_>, kind: NamespaceKind) -> Result<(), String> {
+    if !inheritance.plan.namespaces.makes(kind) {
+        return Ok(());
+    }
+    crate::sys::unshare(kind.clone_flag())
+        .map_err(|e| format!("cannot make a new {} namespace: {e}", kind.name()))
+}
+
+/// Clones what is to be cloned in the container's mount namespace while it is still like the host's.
+fn own_sources(inheritance: &Inheritance<'_>) -> Result<Sources, String> {
+    let Inheritance { plan, bundle, .. } = *inheritance;
+    let which = match inheritance.user_namespace {
+        None => Which::Shared,
+        Some(_) if is_privileged_parent(inheritance) => return Ok(Sources::default()),
+        Some(_) => Which::All,
+    };
+    // Mapped ids are the parent's business.
+    let mut none = |_: &IdmapPlan| Err("the parent maps ids".to_owned());
+    Sources::clone_trees(plan, bundle, which, &mut none).map_err(|e| error_chain(&e))
+}
+
+/// Whether the parent cloned the trees: it always clones the rootfs then.
+fn is_privileged_parent(inheritance: &Inheritance<'_>) -> bool {
+    inheritance.sources.descriptors().next().is_some()
+}
+
+fn build_rootfs(
+    inheritance: &Inheritance<'_>,
+    own: &Sources,
+    channel: &ChildEnd,
+) -> Result<Root, String> {
     let Inheritance { plan, bundle, .. } = *inheritance;
     let chain = |e: rootfs::RootfsError| error_chain(&e);
-    let shared = rootfs::prepare_shared_binds(&plan.mounts, bundle).map_err(chain)?;
-    let root = rootfs::enter(&plan.rootfs, bundle).map_err(chain)?;
-    rootfs::mount_all(
-        &root,
-        &plan.mounts,
-        shared,
+    let sources = [inheritance.sources, own];
+    let root = rootfs::enter(&plan.rootfs, bundle, sources).map_err(chain)?;
+    let surroundings = rootfs::Surroundings {
         bundle,
-        Some(inheritance.cgroup),
-        plan.namespaces.separates(NamespaceKind::Cgroup),
-    )
-    .map_err(chain)?;
-    rootfs::make_devices(&root, &plan.devices, &plan.mounts).map_err(chain)?;
+        cgroup: inheritance.cgroup,
+        sources,
+    };
+    rootfs::mount_all(&root, &plan.mounts, surroundings).map_err(chain)?;
+    let nodes = match inheritance.user_namespace {
+        Some(_) => Nodes::Bound,
+        None => Nodes::Made,
+    };
+    rootfs::make_devices(&root, &plan.devices, &plan.mounts, nodes).map_err(chain)?;
     if let Some(socket) = inheritance.console {
         let (master, slave) =
             rootfs::open_terminal(&root, plan.process.console_size).map_err(chain)?;

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 
 use super::hooks::Surroundings;
@@ -14,14 +13,19 @@ use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{ParentEnd, ToChild, ToParent, pair};
 use super::net_devices::{MovedDevices, NetDeviceError};
+use super::placement::{Made, Placement};
 use super::terminal::Console;
+use super::user_namespace::UserNamespace;
 use super::wait::{reap, wait_for_exit};
-use super::{gate, hooks, net_devices, program, scheduling};
-use crate::cgroup::{self, Cgroup, CgroupError, Driver, Hierarchies, Wish};
+use super::{
+    gate, hooks, joins, net_devices, placement, program, scheduling, time_namespace, user_namespace,
+};
+use crate::cgroup::{Cgroup, CgroupError, Driver, Hierarchies, Wish};
 use crate::config::{Config, Hook, StateDocument};
 use crate::log::Log;
-use crate::plan::{NamespaceKind, Plan};
+use crate::plan::{IdMappings, IdmapPlan, NamespaceKind, Plan};
 use crate::resctrl::{self, ResctrlError, ResctrlRecord};
+use crate::rootfs::{CgroupView, Sources, Which};
 use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
 use crate::seccomp::{self, SeccompError};
 use crate::spec::{self, SpecError};
@@ -88,6 +92,14 @@ pub enum ProcessError {
         /// Why not.
         reason: &'static str,
     },
+    /// An ordinary user may not make the cgroup that is asked for.
+    #[error("unable to apply cgroup configuration: {reason}: {cause}")]
+    Rootless {
+        /// What is asked for.
+        reason: String,
+        /// What the kernel says.
+        cause: String,
+    },
     /// The container's side said why.
     #[error("{reason}")]
     Child {
@@ -133,6 +145,8 @@ pub struct CreateRequest<'a> {
     pub cgroup_driver: Driver,
     /// Variables beyond those of the document.
     pub environment: &'a [String],
+    /// Whether the cgroup may be done without where the caller may not make it.
+    pub rootless: bool,
     /// Warnings go here.
     pub log: &'a Log,
 }
@@ -183,6 +197,7 @@ fn make(
     let (document, mut plan) = read_plan(request.bundle, request.log)?;
     plan.process.env.extend_from_slice(request.environment);
     check_host(&plan)?;
+    user_namespace::check_rootless(&plan)?;
     request.console.check(plan.process.terminal)?;
     net_devices::check(&plan.net_devices)?;
     let resctrl = plan
@@ -190,7 +205,15 @@ fn make(
         .as_ref()
         .map(|rdt| resctrl::locate(&resctrl::mount_point()?, rdt, request.id.as_str()))
         .transpose()?;
-    let joined = open_namespaces(&plan)?;
+    let joined = joins::open(&plan.namespaces)?;
+    if user_namespace::is_privileged() {
+        protect()?;
+    }
+    let mut warn = |text: &str| request.log.warn(text);
+    let user_fd = joins::user(&joined);
+    let user_namespace = user_namespace::foresee(&plan, user_fd, &mut warn)?;
+    let sources = clone_sources(&plan, request.bundle, user_namespace.as_ref(), user_fd)?;
+    let procfs = time_namespace::procfs(&plan)?;
     crate::state::make_root(request.root)?;
     let filter = plan
         .seccomp
@@ -206,9 +229,10 @@ fn make(
         id: request.id.as_str(),
         annotations: &plan.annotations,
     };
-    let place = cgroup::locate(&Hierarchies::of_this_host()?, &wish)?;
+    let hierarchies = Hierarchies::of_this_host()?;
+    let placement = Placement::new(&hierarchies, &plan, &wish, request.rootless)?;
     let console = request.console.open(plan.process.terminal)?;
-    let group = cgroup::open(place);
+    let group = placement.whole();
     group.refuse_occupied()?;
 
     let mut undo = Undo::new(StateDirectory::create(request.root, request.id)?);
@@ -230,21 +254,41 @@ fn make(
     undo.directory().write(CONFIG_FILE, &document)?;
     undo.group = Some(group);
     let mut warnings = Vec::new();
-    undo.group().prepare(&plan.resources, &mut warnings)?;
-    let birthplace = undo.group().birthplace()?;
+    if let Made::Part(group) = placement.make(undo.whole_group(), &mut warnings)? {
+        record.cgroup = group.as_ref().map(|group| group.record().clone());
+        undo.group = group;
+        undo.directory().store(&record)?;
+    }
+    let birthplace = match undo.group() {
+        Some(group) if !request.rootless => group.birthplace()?,
+        _ => None,
+    };
+    if let (Some(group), Some(namespace)) = (undo.group(), &user_namespace) {
+        placement::delegate(&plan, group, namespace)?;
+    }
 
     if let (Some(place), Some(rdt)) = (&record.resctrl, &plan.intel_rdt) {
         undo.resctrl = Some(place.clone());
         place.create(rdt)?;
     }
     let gate = gate::open(undo.directory()).map_err(|e| io_error("make", "the start socket", e))?;
+    let shown = placement.shown(undo.group());
     let inheritance = Inheritance {
         id: request.id.as_str(),
         plan: &plan,
         bundle: request.bundle,
-        cgroup: undo.group().record(),
+        cgroup: CgroupView {
+            version: placement.version(),
+            directories: &shown,
+            namespace: plan.namespaces.separates(NamespaceKind::Cgroup),
+            foreign: user_namespace.is_some() || request.rootless,
+        },
         filter: filter.as_ref(),
         joined: &joined,
+        user_namespace: user_namespace.as_ref(),
+        may_set_groups: user_namespace::may_set_groups(user_namespace.as_ref()),
+        sources: &sources,
+        procfs: procfs.as_ref(),
         gate: gate.as_fd(),
         console: console.as_ref().map(AsFd::as_fd),
         first_private_fd: 3 + request.preserve_fds,
@@ -257,10 +301,23 @@ fn make(
     } = bear_init(&inheritance, birthplace.as_ref().map(AsFd::as_fd))?;
     drop(birthplace);
     undo.init = Some((pid, pidfd));
+    if let Some(namespace) = &user_namespace {
+        if plan.namespaces.makes(NamespaceKind::User) {
+            user_namespace::write_ids(pid, &plan.id_mappings)?;
+        }
+        user_namespace::prepare_from_outside(pid, &plan.process, namespace);
+    }
     record.init = ProcessIdentity::of(pid);
     undo.directory().store(&record)?;
-    undo.group()
-        .admit(pid, born_inside, &plan.resources, &mut warnings)?;
+    let admitted = undo.group().map_or(Ok(()), |group| {
+        group.admit(pid, born_inside, placement.resources(), &mut warnings)
+    });
+    if let Err(error) = admitted {
+        placement.tolerate(error)?;
+        undo.group().map_or(Ok(()), Cgroup::remove)?;
+        (undo.group, record.cgroup) = (None, None);
+        undo.directory().store(&record)?;
+    }
     scheduling::reset_affinity(pid)
         .map_err(|e| io_error("reset the CPU affinity of", "the container's init", e))?;
     warnings
@@ -277,6 +334,7 @@ fn make(
     if let Some(score) = plan.process.oom_score_adj {
         set_oom_score(pid, score, request.log)?;
     }
+    protect()?;
     watch_init(&channel, &plan, &record, request.log, pid, aftermath)?;
     if let Some(path) = request.pid_file {
         write_pid_file(path, pid)?;
@@ -287,6 +345,54 @@ fn make(
         record,
         pidfd,
         plan,
+    })
+}
+
+/// Keeps this process, and what it bears until execve, from being traced or looked into by a container.
+///
+/// A process of an ordinary user is born before this and does the same for itself once its ids are
+/// written: until then the user's procfs files about it must stay writable, and nobody else is in its
+/// namespaces.
+pub(super) fn protect() -> Result<(), ProcessError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| io_error("protect", "this process", e))
+}
+
+/// Clones the trees that the container's first process could not: its user namespace is another one, or ids
+/// are to be mapped. An ordinary user's process is no worse off inside, and clones for itself.
+fn clone_sources(
+    plan: &Plan,
+    bundle: &Path,
+    namespace: Option<&UserNamespace>,
+    joined: Option<BorrowedFd<'_>>,
+) -> Result<Sources, ProcessError> {
+    let which = match namespace {
+        Some(_) if user_namespace::is_privileged() => Which::All,
+        None if plan.mounts.iter().any(|mount| mount.idmap.is_some()) => Which::Mapped,
+        _ => return Ok(Sources::default()),
+    };
+    let mut made: Vec<(IdMappings, OwnedFd)> = Vec::new();
+    let mut userns = |idmap: &IdmapPlan| {
+        let chain = |e: ProcessError| crate::error_chain(&e);
+        let copy = |fd: BorrowedFd<'_>| {
+            let copied = fd.try_clone_to_owned();
+            copied.map_err(|e| format!("cannot copy a descriptor: {e}"))
+        };
+        let ids = match (&idmap.mappings, joined) {
+            (Some(ids), _) => ids,
+            (None, Some(joined)) => return copy(joined),
+            (None, None) => &plan.id_mappings,
+        };
+        if let Some((_, fd)) = made.iter().find(|(known, _)| known == ids) {
+            return copy(fd.as_fd());
+        }
+        user_namespace::check_size(ids, "").map_err(chain)?;
+        let fd = user_namespace::with_ids(ids).map_err(chain)?;
+        made.push((ids.clone(), fd.try_clone().map_err(|e| e.to_string())?));
+        Ok(fd)
+    };
+    Sources::clone_trees(plan, bundle, which, &mut userns).map_err(|e| ProcessError::Child {
+        reason: crate::error_chain(&e),
     })
 }
 
@@ -303,22 +409,13 @@ fn bear_init(
     inheritance: &Inheritance<'_>,
     birthplace: Option<BorrowedFd<'_>>,
 ) -> Result<Birth, ProcessError> {
-    // Neither this process nor init until execve can be traced or looked into by the container.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| io_error("protect", "this process", e))?;
     let (channel, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;
     let new = inheritance.plan.namespaces.new.iter();
-    // The cgroup namespace is made by init once it is in its cgroup.
     let flags = new
-        .filter(|kind| **kind != NamespaceKind::Cgroup)
+        .filter(|kind| !init::makes_itself(**kind, inheritance.user_namespace.is_some()))
         .fold(0, |flags, kind| flags | kind.clone_flag());
-    let pid_namespace = inheritance
-        .joined
-        .iter()
-        .find(|(kind, _)| *kind == NamespaceKind::Pid)
-        .map(|(_, fd)| fd);
-    let fail = |e| io_error("make", "the container's init process", e);
-    let Some(pid_namespace) = pid_namespace else {
+    let fail = |e| user_namespace::told_birth("the container's init process", e);
+    if !joins::need_birth_inside(inheritance.plan, inheritance.joined) {
         return match clone3(CloneFlags(flags), birthplace).map_err(fail)? {
             Forked::Child => init::run(inheritance, &child_end),
             Forked::Parent { pid, pidfd } => Ok(Birth {
@@ -328,11 +425,11 @@ fn bear_init(
                 born_inside: birthplace.is_some(),
             }),
         };
-    };
+    }
     let enter = || {
-        let kind = Some(rustix::thread::LinkNameSpaceType::ProcessID);
-        rustix::thread::move_into_link_name_space(pid_namespace.as_fd(), kind)
-            .map_err(|e| format!("cannot join the pid namespace: {e}"))
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| format!("cannot protect a process: {e}"))?;
+        joins::enter(inheritance.joined)
     };
     let intermediate = match bear(channel, &child_end, CloneFlags(flags), enter).map_err(fail)? {
         Role::Born => init::run(inheritance, &child_end),
@@ -494,32 +591,21 @@ fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> 
 /// The checks that need the host, still before any side effect.
 fn check_host(plan: &Plan) -> Result<(), ProcessError> {
     check_labels(&plan.process)?;
-    for (field, found) in [
-        (
-            "linux.namespaces",
-            plan.namespaces.separates(NamespaceKind::User),
-        ),
-        (
-            "linux.namespaces",
-            plan.namespaces.separates(NamespaceKind::Time),
-        ),
-        (
-            "mounts",
-            plan.mounts.iter().any(|mount| mount.idmap.is_some()),
-        ),
-    ] {
-        if found {
+    time_namespace::check(&plan.time_offsets)?;
+    for kind in [NamespaceKind::User, NamespaceKind::Time] {
+        let file = format!("/proc/self/ns/{}", kind.proc_name());
+        if plan.namespaces.separates(kind) && !Path::new(&file).exists() {
             return Err(ProcessError::Host {
-                field: field.to_owned(),
-                value: "user, time or id mapping".to_owned(),
-                reason: "comes with a later commit".to_owned(),
+                field: "linux.namespaces".to_owned(),
+                value: kind.name().to_owned(),
+                reason: "is a kind of namespace this kernel does not have".to_owned(),
             });
         }
     }
     let host_network = plan
         .namespaces
         .joined(NamespaceKind::Network)
-        .filter(|path| is_own_namespace(path, NamespaceKind::Network));
+        .filter(|path| joins::is_own(path, NamespaceKind::Network));
     if let (Some(path), Some(device)) = (host_network, plan.net_devices.first()) {
         return Err(ProcessError::Host {
             field: format!("linux.netDevices[{:?}]", device.name),
@@ -548,7 +634,7 @@ fn check_host(plan: &Plan) -> Result<(), ProcessError> {
     if let Some(path) = plan
         .namespaces
         .joined(NamespaceKind::Mount)
-        .filter(|path| is_own_namespace(path, NamespaceKind::Mount))
+        .filter(|path| joins::is_own(path, NamespaceKind::Mount))
     {
         return Err(ProcessError::Host {
             field: "linux.namespaces.path".to_owned(),
@@ -557,15 +643,6 @@ fn check_host(plan: &Plan) -> Result<(), ProcessError> {
         });
     }
     Ok(())
-}
-
-fn is_own_namespace(path: &Path, kind: NamespaceKind) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let own = std::fs::metadata(format!("/proc/self/ns/{}", kind.proc_name()));
-    match (std::fs::metadata(path), own) {
-        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
-        _ => false,
-    }
 }
 
 /// Refuses labels for security modules that are not there: the container would run without them.
@@ -601,18 +678,6 @@ pub(crate) fn has_apparmor() -> bool {
 /// Whether SELinux is active.
 pub(crate) fn has_selinux() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()
-}
-
-fn open_namespaces(plan: &Plan) -> Result<Vec<(NamespaceKind, OwnedFd)>, ProcessError> {
-    let mut opened = Vec::with_capacity(plan.namespaces.join.len());
-    for (kind, path) in &plan.namespaces.join {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let object = format!("the {} namespace {}", kind.name(), path.display());
-        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .map_err(|e| io_error("open", object, e))?;
-        opened.push((*kind, fd));
-    }
-    Ok(opened)
 }
 
 /// Sets the OOM score; lowering it needs CAP_SYS_RESOURCE, and without it the score stays as it is.
@@ -674,8 +739,13 @@ impl Undo {
             .expect("taken by disarm only, which consumes the undo")
     }
 
-    fn group(&self) -> &dyn Cgroup {
-        self.group.as_deref().expect("set before the first use")
+    /// The cgroup, if the container has one.
+    fn group(&self) -> Option<&dyn Cgroup> {
+        self.group.as_deref()
+    }
+
+    fn whole_group(&self) -> &dyn Cgroup {
+        self.group().expect("set before the first use")
     }
 
     fn disarm(mut self) -> (StateDirectory, OwnedFd) {

@@ -33,6 +33,7 @@ pub(super) fn prepare<'a>(
     root: &Root,
     plan: &ProcessPlan,
     filter: Option<&'a Filter>,
+    may_set_groups: bool,
     warn: &mut dyn FnMut(String),
 ) -> Result<Prepared<'a>, String> {
     join_keyring(id)?;
@@ -63,7 +64,7 @@ pub(super) fn prepare<'a>(
     } else {
         CapabilitySet::empty()
     };
-    let identity = take_on(plan, keep, warn)?;
+    let identity = take_on(plan, keep, may_set_groups, warn)?;
     if denied {
         // Root may be kept out where the user is let in (FUSE, NFS).
         change_directory(root, &plan.cwd).map_err(|failure| match failure {

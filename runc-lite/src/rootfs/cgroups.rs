@@ -1,13 +1,29 @@
 //! The cgroup mount: whatever version the document names, the container sees what the host has.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, symlinkat};
+use rustix::io::Errno;
 
-use super::mounts::{Surroundings, attach, attach_planned, clone_path, failed, make};
+use super::mounts::{Surroundings, attach, attach_planned, clone_path, failed, make, propagate};
 use super::{Root, RootfsError};
+use crate::cgroup::CgroupDirectory;
 use crate::plan::MountPlan;
 use crate::sys::{MountAttributes, mount_setattr};
+
+/// What a cgroup mount shows.
+#[derive(Debug, Clone, Copy)]
+pub struct CgroupView<'a> {
+    /// 1 (and hybrid) or 2.
+    pub version: u8,
+    /// The directory of the container in each hierarchy; where it has none, that of the runtime.
+    pub directories: &'a [CgroupDirectory],
+    /// Whether the container has a cgroup namespace of its own.
+    pub namespace: bool,
+    /// Whether directories that are bound, for want of a cgroup namespace, must be read-only: they may
+    /// belong to the user who is root in the container's user namespace (CVE-2023-25809).
+    pub foreign: bool,
+}
 
 /// Mounts the container's view of the cgroup tree.
 ///
@@ -18,28 +34,23 @@ pub(super) fn mount_cgroups(
     mount: &MountPlan,
     surroundings: Surroundings<'_>,
 ) -> Result<(), RootfsError> {
-    let Some(record) = surroundings.cgroup else {
-        return Err(failed(mount, "cgroup", "the container has no cgroup"));
+    let view = surroundings.cgroup;
+    let Some(first) = view.directories.first() else {
+        return Err(failed(mount, "cgroup", "the host has no cgroups"));
     };
     let target = root.make_directory(&mount.destination, 0o755)?;
-    if record.version == 2 {
-        let tree = if surroundings.cgroup_namespace {
-            make("cgroup2", "cgroup", &[], mount.attributes.set)
-                .map_err(|reason| failed(mount, "cgroup2", reason))?
-        } else {
-            bound(mount, &record.directories[0].path)?
-        };
+    if view.version == 2 {
+        let tree = hierarchy(mount, view, first, "cgroup2")?;
         return attach_planned(mount, "cgroup2", &tree, target.as_fd());
     }
-    mount_v1(root, mount, surroundings, record, &target)
+    mount_v1(root, mount, view, &target)
 }
 
 fn mount_v1(
     root: &Root,
     mount: &MountPlan,
-    surroundings: Surroundings<'_>,
-    record: &crate::cgroup::CgroupRecord,
-    target: &std::os::fd::OwnedFd,
+    view: CgroupView<'_>,
+    target: &OwnedFd,
 ) -> Result<(), RootfsError> {
     let attributes = mount.attributes.set;
     // Writable while the directories are made; the wish for read-only comes at the end.
@@ -52,26 +63,13 @@ fn mount_v1(
     )
     .map_err(|reason| failed(mount, "tmpfs", reason))?;
     attach(tmpfs.as_fd(), target.as_fd()).map_err(|e| failed(mount, "tmpfs", e))?;
-    for directory in &record.directories {
+    for directory in view.directories {
         let Some(name) = directory.mount_point.file_name().and_then(|n| n.to_str()) else {
             continue;
         };
         rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
             .map_err(|e| failed(mount, name, e))?;
-        let tree = if surroundings.cgroup_namespace && directory.controllers.is_empty() {
-            make("cgroup2", "cgroup", &[], attributes)
-                .map_err(|reason| failed(mount, name, reason))?
-        } else if surroundings.cgroup_namespace {
-            let parameters: Vec<_> = directory
-                .controllers
-                .iter()
-                .map(|c| v1_parameter(c))
-                .collect();
-            make("cgroup", "cgroup", &parameters, attributes)
-                .map_err(|reason| failed(mount, name, reason))?
-        } else {
-            bound(mount, &directory.path)?
-        };
+        let tree = hierarchy(mount, view, directory, name)?;
         let place = root.open(
             &format!("{}/{name}", mount.destination),
             rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY,
@@ -96,8 +94,33 @@ fn mount_v1(
         mount_setattr(tmpfs.as_fd(), c"", false, readonly)
             .map_err(|e| failed(mount, "tmpfs", e))?;
     }
-    super::mounts::propagate(tmpfs.as_fd(), &mount.propagation)
-        .map_err(|e| failed(mount, "cgroup", e))
+    propagate(tmpfs.as_fd(), &mount.propagation).map_err(|e| failed(mount, "cgroup", e))
+}
+
+/// One hierarchy: mounted anew in a cgroup namespace, or the container's directory of it.
+fn hierarchy(
+    mount: &MountPlan,
+    view: CgroupView<'_>,
+    directory: &CgroupDirectory,
+    name: &str,
+) -> Result<OwnedFd, RootfsError> {
+    if !view.namespace {
+        return bound(mount, directory, view.foreign);
+    }
+    let (fs_type, parameters) = if directory.controllers.is_empty() {
+        ("cgroup2", Vec::new())
+    } else {
+        let all = directory.controllers.iter().map(|c| v1_parameter(c));
+        ("cgroup", all.collect())
+    };
+    match make(fs_type, "cgroup", &parameters, mount.attributes.set) {
+        Ok(tree) => Ok(tree),
+        // A cgroup namespace that was joined and belongs to another user namespace.
+        Err(reason) if view.foreign && reason.contains("not permitted") => {
+            bound(mount, directory, true)
+        }
+        Err(reason) => Err(failed(mount, name, reason)),
+    }
 }
 
 /// `memory` is a flag, `name=systemd` a key with a value.
@@ -108,15 +131,35 @@ fn v1_parameter(controller: &str) -> (String, Option<String>) {
     }
 }
 
-fn bound(mount: &MountPlan, path: &std::path::Path) -> Result<std::os::fd::OwnedFd, RootfsError> {
-    let tree = clone_path(path)?;
-    let attributes = MountAttributes {
+fn bound(
+    mount: &MountPlan,
+    directory: &CgroupDirectory,
+    readonly: bool,
+) -> Result<OwnedFd, RootfsError> {
+    let tree = clone_path(&directory.path)?;
+    let mut attributes = MountAttributes {
         propagation: 0,
         ..mount.attributes
     };
-    if !attributes.is_empty() {
-        mount_setattr(tree.as_fd(), c"", false, attributes)
-            .map_err(|e| failed(mount, "cgroup", e))?;
+    if readonly {
+        attributes.set |= MountAttributes::RDONLY;
+        attributes.clear &= !MountAttributes::RDONLY;
     }
+    if attributes.is_empty() {
+        return Ok(tree);
+    }
+    let locked = MountAttributes {
+        set: attributes.set & !MountAttributes::ATIME_MASK,
+        clear: 0,
+        ..attributes
+    };
+    match mount_setattr(tree.as_fd(), c"", false, attributes) {
+        // What the host's mount is locked to, it keeps; nothing that is asked to be forbidden is let go.
+        Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            mount_setattr(tree.as_fd(), c"", false, locked)
+        }
+        other => other,
+    }
+    .map_err(|e| failed(mount, "cgroup", e))?;
     Ok(tree)
 }

@@ -1,6 +1,7 @@
 //! Device nodes, the links of /dev, the container's terminal.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, FsWord, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, fstatfs,
@@ -10,9 +11,10 @@ use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, OutputModes, Winsize};
 
-use super::mounts::{attach, clone_of};
+use super::mounts::{attach, clone_of, clone_path};
 use super::{Root, RootfsError, io_error};
 use crate::plan::{DeviceKind, DeviceNode, MountKind, MountPlan};
+use crate::sys::{MountAttributes, mount_setattr};
 
 /// `DEVPTS_SUPER_MAGIC`.
 const DEVPTS_MAGIC: FsWord = 0x1cd1;
@@ -25,6 +27,16 @@ const LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
+/// Where the devices of a container come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nodes {
+    /// They are made.
+    Made,
+    /// The host's are bound: in a user namespace nobody may make devices, and those on its file systems
+    /// cannot be opened.
+    Bound,
+}
+
 /// Makes nodes and links, unless /dev was bound from the host and is the host's business.
 ///
 /// # Errors
@@ -33,6 +45,7 @@ pub fn make_devices(
     root: &Root,
     devices: &[DeviceNode],
     mounts: &[MountPlan],
+    nodes: Nodes,
 ) -> Result<(), RootfsError> {
     let bound = mounts
         .iter()
@@ -46,11 +59,16 @@ pub fn make_devices(
     };
     devices
         .iter()
-        .try_for_each(|device| make_device(root, &dev, device))?;
+        .try_for_each(|device| make_device(root, &dev, device, nodes))?;
     make_links(&dev)
 }
 
-fn make_device(root: &Root, dev: &OwnedFd, device: &DeviceNode) -> Result<(), RootfsError> {
+fn make_device(
+    root: &Root,
+    dev: &OwnedFd,
+    device: &DeviceNode,
+    nodes: Nodes,
+) -> Result<(), RootfsError> {
     let fail = |operation, errno: Errno| io_error(operation, &device.path, errno);
     let kind = match device.kind {
         DeviceKind::Character => FileType::CharacterDevice,
@@ -68,8 +86,15 @@ fn make_device(root: &Root, dev: &OwnedFd, device: &DeviceNode) -> Result<(), Ro
             (&parent_fd, name)
         }
     };
+    if nodes == Nodes::Bound && kind != FileType::Fifo {
+        return bind_device(parent, name, device, kind);
+    }
     match mknodat(parent, name, kind, mode, number) {
         Ok(()) => {}
+        // Root of a user namespace, whose container has no other one.
+        Err(Errno::PERM) if kind != FileType::Fifo && is_in_user_namespace() => {
+            return bind_device(parent, name, device, kind);
+        }
         Err(Errno::EXIST) => {
             // Whoever put it there: only the very device asked for is accepted, never a link to one.
             let stat =
@@ -101,6 +126,58 @@ fn make_device(root: &Root, dev: &OwnedFd, device: &DeviceNode) -> Result<(), Ro
         chmodat(parent, name, mode, AtFlags::empty()).map_err(|e| fail("change the mode of", e))?;
     }
     Ok(())
+}
+
+/// Binds the host's node of the same path, which must be the very device asked for. Owner and mode are the
+/// host's.
+fn bind_device(
+    parent: &OwnedFd,
+    name: &str,
+    device: &DeviceNode,
+    kind: FileType,
+) -> Result<(), RootfsError> {
+    let fail = |operation, errno: Errno| io_error(operation, &device.path, errno);
+    let refuse = |reason: &str| RootfsError::Unsafe {
+        path: device.path.clone(),
+        reason: reason.to_owned(),
+    };
+    let is_it = |fd: &OwnedFd| {
+        let number = makedev(device.major, device.minor);
+        fstat(fd).map(|s| FileType::from_raw_mode(s.st_mode) == kind && s.st_rdev == number)
+    };
+    let tree = clone_path(Path::new(&device.path))?;
+    if !is_it(&tree).map_err(|e| fail("examine the host's", e))? {
+        return Err(refuse(
+            "of the host is not the device it should be, and in a user namespace none can be made",
+        ));
+    }
+    // What a device needs no mount for.
+    let attributes = MountAttributes {
+        set: MountAttributes::NOSUID,
+        ..MountAttributes::default()
+    };
+    mount_setattr(tree.as_fd(), c"", false, attributes)
+        .map_err(|e| io_error("restrict the bind of", &device.path, e))?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o666)) {
+        Ok(_) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(fail("make", errno)),
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target =
+        rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(|e| fail("open", e))?;
+    let stat = fstat(&target).map_err(|e| fail("examine", e))?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() && !is_it(&target).unwrap_or(false) {
+        return Err(refuse("exists and is not the device it should be"));
+    }
+    attach(tree.as_fd(), target.as_fd()).map_err(|e| fail("bind", e))
+}
+
+/// Whether this process is in another user namespace than the one the kernel began with.
+pub(crate) fn is_in_user_namespace() -> bool {
+    /// `PROC_USER_INIT_INO` of linux/proc_ns.h.
+    const INITIAL: u64 = 0xeffffffd;
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|s| s.st_ino != INITIAL)
 }
 
 fn make_links(dev: &OwnedFd) -> Result<(), RootfsError> {

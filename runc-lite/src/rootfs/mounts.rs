@@ -10,14 +10,14 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::cgroups::mount_cgroups;
-use super::{Root, RootfsError, io_error};
-use crate::cgroup::CgroupRecord;
+use super::cgroups::{CgroupView, mount_cgroups};
+use super::sources::{bind_of, clone_for};
+use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{MountKind, MountPlan, Propagation};
 use crate::sys::{MountAttributes, mount_setattr};
 
 /// `PROC_SUPER_MAGIC`.
-const PROC_MAGIC: FsWord = 0x9fa0;
+pub(super) const PROC_MAGIC: FsWord = 0x9fa0;
 
 /// Files of procfs that may be covered by a bind, because they only tell numbers (lxcfs does this).
 const COVERABLE_PROC: [&str; 12] = [
@@ -35,42 +35,15 @@ const COVERABLE_PROC: [&str; 12] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
-/// A bind whose source was cloned while the host's propagation was still in place.
-#[derive(Debug)]
-pub struct PreparedMount {
-    index: usize,
-    tree: OwnedFd,
-}
-
-/// Clones the sources of binds that ask for a propagation of their own. It must happen before the
-/// namespace is cut off from the host: only then can a bind stay in the host's peer group.
-///
-/// # Errors
-/// [`RootfsError::Mount`].
-pub fn prepare_shared_binds(
-    mounts: &[MountPlan],
-    bundle: &Path,
-) -> Result<Vec<PreparedMount>, RootfsError> {
-    let mut prepared = Vec::new();
-    for mount in mounts.iter().filter(|mount| !mount.propagation.is_empty()) {
-        if let MountKind::Bind { source, recursive } = &mount.kind {
-            let tree = clone_tree(mount, &bundle.join(source), *recursive)?;
-            prepared.push(PreparedMount {
-                index: mount.index,
-                tree,
-            });
-        }
-    }
-    Ok(prepared)
-}
-
 /// What the mounts need to know besides themselves.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Surroundings<'a> {
-    pub(super) bundle: &'a Path,
-    pub(super) cgroup: Option<&'a CgroupRecord>,
-    /// Whether the container has a cgroup namespace of its own.
-    pub(super) cgroup_namespace: bool,
+pub struct Surroundings<'a> {
+    /// Where relative sources start.
+    pub bundle: &'a Path,
+    /// What a cgroup mount shows.
+    pub cgroup: CgroupView<'a>,
+    /// Trees that were cloned before, by the parent and by this process.
+    pub sources: [&'a Sources; 2],
 }
 
 /// Makes every mount of the plan, in order.
@@ -80,40 +53,26 @@ pub(super) struct Surroundings<'a> {
 pub fn mount_all(
     root: &Root,
     mounts: &[MountPlan],
-    mut prepared: Vec<PreparedMount>,
-    bundle: &Path,
-    cgroup: Option<&CgroupRecord>,
-    cgroup_namespace: bool,
+    surroundings: Surroundings<'_>,
 ) -> Result<(), RootfsError> {
-    let surroundings = Surroundings {
-        bundle,
-        cgroup,
-        cgroup_namespace,
-    };
-    for mount in mounts {
-        let ready = prepared
-            .iter()
-            .position(|p| p.index == mount.index)
-            .map(|at| prepared.swap_remove(at).tree);
-        mount_one(root, mount, ready, surroundings)?;
-    }
-    Ok(())
+    mounts
+        .iter()
+        .try_for_each(|mount| mount_one(root, mount, surroundings))
 }
 
 fn mount_one(
     root: &Root,
     mount: &MountPlan,
-    ready: Option<OwnedFd>,
     surroundings: Surroundings<'_>,
 ) -> Result<(), RootfsError> {
     match &mount.kind {
-        MountKind::Bind { source, recursive } => {
-            let tree = match ready {
-                Some(tree) => tree,
-                None => clone_tree(mount, &surroundings.bundle.join(source), *recursive)?,
-            };
-            bind(root, mount, &tree)
-        }
+        MountKind::Bind { source, recursive } => match bind_of(surroundings.sources, mount) {
+            Some(tree) => bind(root, mount, tree),
+            None => {
+                let tree = clone_for(mount, &surroundings.bundle.join(source), *recursive)?;
+                bind(root, mount, tree.as_fd())
+            }
+        },
         MountKind::New {
             fs_type,
             source,
@@ -122,7 +81,7 @@ fn mount_one(
             let target = new_target(root, mount, fs_type)?;
             let parameters = with_mode_of(&target, fs_type, parameters);
             let made = make(fs_type, source, &parameters, mount.attributes.set)
-                .map_err(|reason| failed(mount, fs_type, reason))?;
+                .map_err(|reason| failed(mount, fs_type, with_hint(fs_type, reason)))?;
             attach_planned(mount, fs_type, &made, target.as_fd())
         }
         MountKind::Cgroup => mount_cgroups(root, mount, surroundings),
@@ -144,22 +103,14 @@ pub(super) fn failed(mount: &MountPlan, what: &str, reason: impl ToString) -> Ro
     }
 }
 
-fn clone_tree(mount: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd, RootfsError> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(CWD, source, flags).map_err(|e| failed(mount, &source.display().to_string(), e))
-}
-
-fn bind(root: &Root, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsError> {
+fn bind(root: &Root, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), RootfsError> {
     let MountKind::Bind { source, .. } = &mount.kind else {
         return Ok(());
     };
     let what = source.display().to_string();
     let stat = fstat(tree).map_err(|e| failed(mount, &what, e))?;
     let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
-    let on_proc = |fd: &OwnedFd| fstatfs(fd).is_ok_and(|s| s.f_type == PROC_MAGIC);
+    let on_proc = |fd: BorrowedFd<'_>| fstatfs(fd).is_ok_and(|s| s.f_type == PROC_MAGIC);
     if mount.destination == "/proc" && !on_proc(tree) {
         return Err(failed(mount, &what, "only procfs may be mounted on /proc"));
     }
@@ -169,7 +120,7 @@ fn bind(root: &Root, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsErro
         root.make_file(&mount.destination)?
     };
     // Judged on what was opened, so that a link elsewhere in the rootfs cannot lead here.
-    let covers_proc = mount.destination != "/proc" && on_proc(&target);
+    let covers_proc = mount.destination != "/proc" && on_proc(target.as_fd());
     if covers_proc && !COVERABLE_PROC.contains(&mount.destination.as_str()) {
         return Err(failed(
             mount,
@@ -183,14 +134,39 @@ fn bind(root: &Root, mount: &MountPlan, tree: &OwnedFd) -> Result<(), RootfsErro
         ..mount.attributes
     };
     if !attributes.is_empty() {
-        mount_setattr(tree.as_fd(), c"", false, attributes).map_err(|e| failed(mount, &what, e))?;
+        set_attributes(tree, false, attributes).map_err(|e| failed(mount, &what, e))?;
     }
     if !mount.recursive_attributes.is_empty() {
-        mount_setattr(tree.as_fd(), c"", true, mount.recursive_attributes)
+        set_attributes(tree, true, mount.recursive_attributes)
             .map_err(|e| failed(mount, &what, e))?;
     }
-    attach(tree.as_fd(), target.as_fd()).map_err(|e| failed(mount, &what, e))?;
-    propagate(tree.as_fd(), &mount.propagation).map_err(|e| failed(mount, &what, e))
+    attach(tree, target.as_fd()).map_err(|e| failed(mount, &what, e))?;
+    propagate(tree, &mount.propagation).map_err(|e| failed(mount, &what, e))
+}
+
+/// Changes attributes of a bind. Where the access-time choice of the host is locked, because this mount
+/// namespace belongs to a less privileged user namespace, it stays (mount_namespaces(7)): callers ask for
+/// `relatime` out of habit.
+fn set_attributes(
+    tree: BorrowedFd<'_>,
+    recursive: bool,
+    attributes: MountAttributes,
+) -> std::io::Result<()> {
+    let atime = MountAttributes::ATIME_MASK;
+    match mount_setattr(tree, c"", recursive, attributes) {
+        Err(e)
+            if e.raw_os_error() == Some(libc::EPERM)
+                && attributes.clear & atime != 0
+                && attributes.set & atime == 0 =>
+        {
+            let others = MountAttributes {
+                clear: attributes.clear & !atime,
+                ..attributes
+            };
+            mount_setattr(tree, c"", recursive, others)
+        }
+        other => other,
+    }
 }
 
 /// The place for a new file system. For procfs and sysfs no symbolic link is accepted on the way
@@ -206,6 +182,21 @@ fn new_target(root: &Root, mount: &MountPlan, fs_type: &str) -> Result<OwnedFd, 
             .ok_or_else(|| failed(mount, fs_type, "the mount point vanished while it was made"));
     }
     root.make_directory(&mount.destination, 0o755)
+}
+
+/// Says what the kernel does not: which namespace a file system belongs to.
+fn with_hint(fs_type: &str, reason: String) -> String {
+    let kind = match fs_type {
+        _ if !reason.contains("not permitted") => return reason,
+        "sysfs" => "network",
+        "proc" => "pid",
+        "mqueue" => "ipc",
+        _ => return reason,
+    };
+    format!(
+        "{reason}; it needs a {kind} namespace of the container's own user namespace, and nothing \
+         mounted over the host's {fs_type}; without, bind the host's"
+    )
 }
 
 /// A tmpfs over an existing directory keeps the directory's mode and owner, unless it is told otherwise.

@@ -4,10 +4,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
 use super::mounts::{attach, propagate};
-use super::{Root, RootfsError, io_error};
+use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{Propagation, PropagationKind, RootfsPlan};
 use crate::sys::{MountAttributes, mount_setattr};
 
@@ -18,21 +19,31 @@ use crate::sys::{MountAttributes, mount_setattr};
 ///
 /// # Errors
 /// [`RootfsError::Io`].
-pub fn enter(plan: &RootfsPlan, bundle: &Path) -> Result<Root, RootfsError> {
-    let private = plan
-        .propagation
-        .is_some_and(|p| p.kind == PropagationKind::Private);
-    let kind = if private {
-        PropagationKind::Private
-    } else {
-        PropagationKind::Slave
-    };
-    propagate_host(kind)?;
+pub fn enter(
+    plan: &RootfsPlan,
+    bundle: &Path,
+    sources: [&Sources; 2],
+) -> Result<Root, RootfsError> {
+    propagate_host(cut_off(plan))?;
     let path = bundle.join(&plan.path);
     let text = path.display().to_string();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let place = rustix::fs::openat(CWD, &path, flags, Mode::empty())
-        .map_err(|e| io_error("open the rootfs", &text, e))?;
+    let place = rustix::fs::openat(CWD, &path, flags, Mode::empty());
+    if let Some(tree) = sources.into_iter().find_map(Sources::rootfs) {
+        let place = match place {
+            // A directory on the way keeps the container's users out. The root serves as well: what lies
+            // on it is seen from the new root only.
+            Err(Errno::ACCESS) => rustix::fs::openat(CWD, "/", flags, Mode::empty()),
+            other => other,
+        };
+        let place = place.map_err(|e| io_error("open the rootfs", &text, e))?;
+        attach(tree, place.as_fd()).map_err(|e| io_error("mount the rootfs", &text, e))?;
+        let tree = tree.try_clone_to_owned();
+        return Ok(Root::new(
+            tree.map_err(|e| io_error("open the rootfs", &text, e))?,
+        ));
+    }
+    let place = place.map_err(|e| io_error("open the rootfs", &text, e))?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
@@ -40,6 +51,16 @@ pub fn enter(plan: &RootfsPlan, bundle: &Path) -> Result<Root, RootfsError> {
     let tree = open_tree(&place, "", clone).map_err(|e| io_error("clone the rootfs", &text, e))?;
     attach(tree.as_fd(), place.as_fd()).map_err(|e| io_error("mount the rootfs", &text, e))?;
     Ok(Root::new(tree))
+}
+
+/// What the mounts of the host become in the container's namespace: they never send anything back.
+pub(super) fn cut_off(plan: &RootfsPlan) -> PropagationKind {
+    match plan.propagation {
+        Some(propagation) if propagation.kind == PropagationKind::Private => {
+            PropagationKind::Private
+        }
+        _ => PropagationKind::Slave,
+    }
 }
 
 fn propagate_host(kind: PropagationKind) -> Result<(), RootfsError> {
@@ -60,7 +81,7 @@ fn propagate_host(kind: PropagationKind) -> Result<(), RootfsError> {
 /// # Errors
 /// [`RootfsError::Io`].
 pub fn finish(root: &Root, plan: &RootfsPlan) -> Result<(), RootfsError> {
-    let fail = |operation, errno: rustix::io::Errno| io_error(operation, "/", errno);
+    let fail = |operation, errno: Errno| io_error(operation, "/", errno);
     rustix::process::fchdir(root.as_fd()).map_err(|e| fail("change directory to", e))?;
     // Old and new root on one place: the old one then lies on top and is detached from there
     // (pivot_root(2), "pivot_root(".", ".")").

@@ -5,10 +5,14 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat2};
+use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::mounts::make;
+use super::mounts::{PROC_MAGIC, make};
 use super::{RootfsError, io_error};
+
+/// `PROC_ROOT_INO` of linux/proc_fs.h.
+const PROC_ROOT_INODE: u64 = 1;
 
 /// A detached procfs of the calling process's PID namespace.
 #[derive(Debug)]
@@ -22,8 +26,14 @@ impl PrivateProcfs {
     /// # Errors
     /// [`RootfsError::Io`].
     pub fn open() -> Result<PrivateProcfs, RootfsError> {
-        let root = make("proc", "proc", &[], 0)
-            .map_err(|reason| io_error("mount a private", "proc", std::io::Error::other(reason)))?;
+        let root = match make("proc", "proc", &[], 0) {
+            Ok(root) => root,
+            // In a user namespace the kernel wants to see a procfs without anything over it first, and
+            // masks are over it.
+            Err(reason) => clone_of_proc().ok_or_else(|| {
+                io_error("mount a private", "proc", std::io::Error::other(reason))
+            })?,
+        };
         Ok(PrivateProcfs { root })
     }
 
@@ -38,6 +48,15 @@ impl PrivateProcfs {
             .write_all(value.as_bytes())
             .map_err(|e| io_error("write", format!("/proc/{path}"), e))
     }
+}
+
+/// The procfs at /proc without what is mounted over parts of it; `None` when there is something else.
+fn clone_of_proc() -> Option<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, "/proc", flags).ok()?;
+    let is_procfs = fstatfs(&tree).is_ok_and(|s| s.f_type == PROC_MAGIC);
+    let is_root = fstat(&tree).is_ok_and(|s| s.st_ino == PROC_ROOT_INODE);
+    (is_procfs && is_root).then_some(tree)
 }
 
 /// Sets the container's sysctls; the spec stage let only namespaced ones through.

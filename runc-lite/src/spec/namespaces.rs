@@ -18,16 +18,11 @@ pub(super) fn plan_namespaces(linux: &Linux) -> Result<Namespaces, SpecError> {
     let mut planned = Namespaces::default();
     for (index, namespace) in linux.namespaces.iter().enumerate() {
         let field = format!("linux.namespaces[{index}].type");
-        let kind = match namespace.kind.as_str() {
-            "pid" => NamespaceKind::Pid,
-            "network" => NamespaceKind::Network,
-            "mount" => NamespaceKind::Mount,
-            "uts" => NamespaceKind::Uts,
-            "ipc" => NamespaceKind::Ipc,
-            "cgroup" => NamespaceKind::Cgroup,
-            "user" => NamespaceKind::User,
-            "time" => NamespaceKind::Time,
-            other => return Err(invalid(field, other, "is not a namespace type")),
+        let Some(kind) = NamespaceKind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == namespace.kind)
+        else {
+            return Err(invalid(field, &namespace.kind, "is not a namespace type"));
         };
         if planned.separates(kind) {
             return Err(invalid(field, kind.name(), "is listed twice"));
@@ -50,6 +45,13 @@ pub(super) fn plan_namespaces(linux: &Linux) -> Result<Namespaces, SpecError> {
         ));
     }
     Ok(planned)
+}
+
+/// The kinds of namespaces a document lists, known ones only.
+pub(crate) fn kinds(linux: &Linux) -> Vec<NamespaceKind> {
+    let all = NamespaceKind::ALL.into_iter();
+    all.filter(|kind| linux.namespaces.iter().any(|n| n.kind == kind.name()))
+        .collect()
 }
 
 /// Checks a list of ranges by the rules of the kernel, so that writing it can only fail for want of

@@ -14,7 +14,7 @@ pub struct MountAttributes {
     pub clear: u64,
     /// One of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, or zero.
     pub propagation: u64,
-    /// User namespace of an idmapped mount; zero while those are not supported.
+    /// Descriptor of the user namespace of an id-mapped mount; only with [`MountAttributes::IDMAP`].
     pub userns_fd: u64,
 }
 
@@ -35,8 +35,20 @@ impl MountAttributes {
     pub const STRICTATIME: u64 = 0x20;
     /// `MOUNT_ATTR_NODIRATIME`.
     pub const NODIRATIME: u64 = 0x80;
+    /// `MOUNT_ATTR_IDMAP`.
+    pub const IDMAP: u64 = 0x10_0000;
     /// `MOUNT_ATTR_NOSYMFOLLOW`.
     pub const NOSYMFOLLOW: u64 = 0x20_0000;
+
+    /// Maps the ids of a mount as `namespace` maps them. The value must not outlive the descriptor.
+    #[must_use]
+    pub fn mapped(namespace: BorrowedFd<'_>) -> MountAttributes {
+        MountAttributes {
+            set: MountAttributes::IDMAP,
+            userns_fd: u64::try_from(namespace.as_raw_fd()).unwrap_or_default(),
+            ..MountAttributes::default()
+        }
+    }
 
     /// Whether the call would change nothing.
     #[must_use]

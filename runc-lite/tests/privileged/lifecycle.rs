@@ -191,7 +191,7 @@ fn privileged_bad_documents_change_nothing() {
         (
             "/linux/namespaces/-",
             json!({"type": "user"}),
-            "linux.namespaces[6].type",
+            "linux.uidMappings",
         ),
         (
             "/process/apparmorProfile",
@@ -361,7 +361,7 @@ fn privileged_features_and_version_are_told() {
     assert_eq!(features["linux"]["cgroup"]["systemd"], false);
     assert_eq!(
         features["linux"]["mountExtensions"]["idmap"]["enabled"],
-        false
+        true
     );
     assert!(bundle.call(&["--version"]).ok().contains("spec:"));
     bundle.call(&["list"]).fails(1, "No such file");

@@ -32,9 +32,10 @@ impl Arch {
         }
     }
 
-    /// Whether syscall arguments are 32 bits wide.
+    /// Whether arguments are compared by their lower 32 bits. On x32 too, as libseccomp does it: longs and
+    /// pointers have 32 bits there.
     pub(super) fn is_32_bit(self) -> bool {
-        matches!(self, Arch::X86 | Arch::Arm)
+        matches!(self, Arch::X86 | Arch::X32 | Arch::Arm)
     }
 
     /// The architectures a process on this machine can make calls of.

@@ -22,6 +22,7 @@ const READONLY: MountAttributes = MountAttributes {
 /// # Errors
 /// [`RootfsError`].
 pub fn mask_paths(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
+    refuse_links(root, paths)?;
     let mut null: Option<OwnedFd> = None;
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
@@ -37,15 +38,44 @@ pub fn mask_paths(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
                 None => empty_directory(path)?,
             }
         } else {
-            let null = match &null {
-                Some(null) => null,
-                None => null.insert(host_null()?),
-            };
-            clone_of(null.as_fd(), false).map_err(|e| io_error("clone the cover of", path, e))?
+            match &null {
+                Some(first) => clone_of(first.as_fd(), false)
+                    .map_err(|e| io_error("clone the cover of", path, e))?,
+                None => null_device(path)?,
+            }
         };
         attach(cover.as_fd(), target.as_fd()).map_err(|e| io_error("mask", path, e))?;
-        if empty.is_none() && FileType::from_raw_mode(stat.st_mode).is_dir() {
-            empty = Some(cover);
+        let first = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            &mut empty
+        } else {
+            &mut null
+        };
+        first.get_or_insert(cover);
+    }
+    Ok(())
+}
+
+/// The host's null device in a mount of its own. Read-only: it can be read and written as ever, but its owner,
+/// mode and times, which are those of the host's own file, cannot be changed by the container.
+fn null_device(path: &str) -> Result<OwnedFd, RootfsError> {
+    let cover = clone_of(host_null()?.as_fd(), false)
+        .map_err(|e| io_error("clone the cover of", path, e))?;
+    let attributes = MountAttributes {
+        set: MountAttributes::RDONLY | MountAttributes::NOSUID | MountAttributes::NOEXEC,
+        ..MountAttributes::default()
+    };
+    mount_setattr(cover.as_fd(), c"", false, attributes)
+        .map_err(|e| io_error("make read-only the cover of", path, e))?;
+    Ok(cover)
+}
+
+/// Refuses a /proc or /sys that the image made a link: the paths below would be those of something else, and
+/// the kernel's own would stay open. What is a link below them, the kernel made.
+fn refuse_links(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
+    for top in ["/proc", "/sys"] {
+        let concerns = |path: &String| path.strip_prefix(top).is_some_and(|p| p.starts_with('/'));
+        if paths.iter().any(concerns) {
+            root.find_plain_directory(top)?;
         }
     }
     Ok(())
@@ -70,6 +100,7 @@ fn empty_directory(path: &str) -> Result<OwnedFd, RootfsError> {
 /// # Errors
 /// [`RootfsError`].
 pub fn make_paths_readonly(root: &Root, paths: &[String]) -> Result<(), RootfsError> {
+    refuse_links(root, paths)?;
     for path in paths {
         let Some(target) = root.find(path)? else {
             continue;

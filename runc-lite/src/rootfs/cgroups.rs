@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, symlinkat};
 use rustix::io::Errno;
 
-use super::mounts::{Surroundings, attach, attach_planned, clone_path, failed, make, propagate};
+use super::mounts::{
+    Surroundings, attach, attach_planned, clone_path, failed, make, propagate, refuse_inside_proc,
+};
 use super::{Root, RootfsError};
 use crate::cgroup::CgroupDirectory;
 use crate::plan::MountPlan;
@@ -39,6 +41,7 @@ pub(super) fn mount_cgroups(
         return Err(failed(mount, "cgroup", "the host has no cgroups"));
     };
     let target = root.make_directory(&mount.destination, 0o755)?;
+    refuse_inside_proc(mount, "cgroup", &target)?;
     if view.version == 2 {
         let tree = hierarchy(mount, view, first, "cgroup2")?;
         return attach_planned(mount, "cgroup2", &tree, target.as_fd());

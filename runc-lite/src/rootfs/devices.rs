@@ -80,7 +80,12 @@ fn make_device(
     let parent_fd;
     let (parent, name) = match device.path.strip_prefix("/dev/") {
         Some(name) if !name.contains('/') => (dev, name),
-        _ => {
+        below => {
+            // A link of the image could lead into a volume, and the node would be one of the host's.
+            if below.is_some() {
+                let (parent, _) = device.path.rsplit_once('/').unwrap_or_default();
+                root.find_plain_directory(parent)?;
+            }
             let (parent, name) = root.make_parent(&device.path)?;
             parent_fd = parent;
             (&parent_fd, name)

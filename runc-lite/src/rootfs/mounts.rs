@@ -79,6 +79,7 @@ fn mount_one(
             parameters,
         } => {
             let target = new_target(root, mount, fs_type)?;
+            refuse_inside_proc(mount, fs_type, &target)?;
             let parameters = with_mode_of(&target, fs_type, parameters);
             let made = make(fs_type, source, &parameters, mount.attributes.set)
                 .map_err(|reason| failed(mount, fs_type, with_hint(fs_type, reason)))?;
@@ -114,6 +115,7 @@ fn bind(root: &Root, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Root
     if mount.destination == "/proc" && !on_proc(tree) {
         return Err(failed(mount, &what, "only procfs may be mounted on /proc"));
     }
+    plain_top(root, &mount.destination)?;
     let target = if is_directory {
         root.make_directory(&mount.destination, 0o755)?
     } else {
@@ -167,6 +169,31 @@ fn set_attributes(
         }
         other => other,
     }
+}
+
+/// Refuses a /proc or /sys that is a link or file in the image, for what is bound there or below.
+fn plain_top(root: &Root, destination: &str) -> Result<(), RootfsError> {
+    for top in ["/proc", "/sys"] {
+        let below = destination.strip_prefix(top);
+        if below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            root.find_plain_directory(top)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a place inside procfs, however it was reached: what lies there must stay as the kernel shows it.
+/// Procfs itself may be mounted over procfs.
+pub(super) fn refuse_inside_proc(
+    mount: &MountPlan,
+    what: &str,
+    target: &OwnedFd,
+) -> Result<(), RootfsError> {
+    let inside = fstatfs(target).is_ok_and(|s| s.f_type == PROC_MAGIC);
+    if inside && mount.destination != "/proc" {
+        return Err(failed(mount, what, "it is inside /proc"));
+    }
+    Ok(())
 }
 
 /// The place for a new file system. For procfs and sysfs no symbolic link is accepted on the way

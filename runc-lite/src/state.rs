@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Stat, fstat, statat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,14 @@ pub enum StateError {
     Busy {
         /// As given.
         id: String,
+    },
+    /// A directory that somebody else could have filled.
+    #[error("{path} {reason}, so what it holds is not believed")]
+    Untrusted {
+        /// Directory.
+        path: PathBuf,
+        /// Owner or mode.
+        reason: String,
     },
     /// The record cannot be understood.
     #[error("cannot read the record {path}")]
@@ -233,11 +241,15 @@ impl StateDirectory {
         let path = root.join(id.as_str());
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
-            Ok(fd) => Ok(StateDirectory {
-                id: id.clone(),
-                path,
-                fd,
-            }),
+            Ok(fd) => {
+                check_trust(root, &statat(CWD, root, AtFlags::empty()))?;
+                check_trust(&path, &fstat(&fd))?;
+                Ok(StateDirectory {
+                    id: id.clone(),
+                    path,
+                    fd,
+                })
+            }
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Err(StateError::NotFound {
                 id: id.as_str().to_owned(),
             }),
@@ -408,6 +420,32 @@ impl StateDirectory {
     }
 }
 
+/// Refuses a directory whose owner is neither this user nor root, or that others may write to: its records name
+/// processes to signal and cgroups to remove. Others may write where the sticky bit keeps them from what is
+/// not theirs, as in /tmp; the container's directory below is judged by itself.
+fn check_trust(path: &Path, stat: &rustix::io::Result<Stat>) -> Result<(), StateError> {
+    let stat = match stat {
+        Ok(stat) => stat,
+        Err(errno) => return Err(io("examine", path, *errno)),
+    };
+    let untrusted = |reason: String| {
+        Err(StateError::Untrusted {
+            path: path.to_owned(),
+            reason,
+        })
+    };
+    if stat.st_uid != 0 && stat.st_uid != rustix::process::geteuid().as_raw() {
+        return untrusted(format!("belongs to user {}", stat.st_uid));
+    }
+    if stat.st_mode & 0o022 != 0 && stat.st_mode & 0o1000 == 0 {
+        return untrusted(format!(
+            "may be written by others (mode {:o})",
+            stat.st_mode & 0o7777
+        ));
+    }
+    Ok(())
+}
+
 /// Makes the directory of all containers.
 ///
 /// # Errors
@@ -422,7 +460,8 @@ pub fn make_root(root: &Path) -> Result<(), StateError> {
             operation: "make",
             path: root.to_owned(),
             source,
-        })
+        })?;
+    check_trust(root, &statat(CWD, root, AtFlags::empty()))
 }
 
 fn io(operation: &'static str, path: &Path, errno: Errno) -> StateError {

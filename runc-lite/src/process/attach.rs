@@ -34,6 +34,9 @@ use crate::sys::{CloneFlags, close_all_except, exit_now, send_signal};
 
 /// Init ended before or while the process was made.
 const STOPPED: &str = "cannot exec in a stopped container";
+/// Warnings taken from the new process: more than there can be, so that one in somebody else's hands does not
+/// fill the log for ever.
+const MAX_WARNINGS: usize = 256;
 
 /// What `exec` is asked for.
 #[derive(Debug)]
@@ -100,7 +103,12 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     let enter = || {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(|e| format!("cannot protect a process: {e}"))?;
-        enter_container(request, ids.namespace.is_some())
+        enter_container(request, ids.namespace.is_some())?;
+        // Order: nobody in the container sees this process, but everybody the one it bears (CVE-2016-9962).
+        let mut keep = vec![child_end.as_fd()];
+        keep.extend(console.as_ref().map(AsFd::as_fd));
+        close_all_except(3 + request.preserve_fds, &keep)
+            .map_err(|e| format!("cannot close inherited descriptors: {e}"))
     };
     let role = bear(channel, &child_end, CloneFlags::NONE, enter)
         .map_err(|e| io_error("make", "the process", e))?;
@@ -142,11 +150,14 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     }
     let talk = |e| io_error("talk to", "the new process", e);
     channel.send(&ToChild::Proceed).map_err(talk)?;
-    let mut ready = false;
+    let (mut ready, mut warnings) = (false, 0);
     loop {
         match channel.receive_with_descriptor().map_err(talk)? {
             Some((ToParent::Ready, _)) => ready = true,
-            Some((ToParent::Warning(text), _)) => request.log.warn(&text),
+            Some((ToParent::Warning(text), _)) if warnings < MAX_WARNINGS => {
+                warnings += 1;
+                request.log.warn(&text);
+            }
             Some((ToParent::Failed(reason), _)) => {
                 reap(pid, WaitOptions::empty());
                 return Err(ProcessError::Child { reason });
@@ -295,10 +306,6 @@ fn prepare<'a>(
     console: Option<BorrowedFd<'_>>,
     ids: &Ids,
 ) -> Result<program::Prepared<'a>, String> {
-    let mut keep = vec![channel.as_fd()];
-    keep.extend(console);
-    close_all_except(3 + request.preserve_fds, &keep)
-        .map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
     match channel.receive() {
         Ok(Some(ToChild::Proceed)) => {}
         _ => exit_now(1),

@@ -43,6 +43,24 @@ pub(super) struct Inheritance<'a> {
     pub(super) first_private_fd: u32,
 }
 
+impl Inheritance<'_> {
+    /// Closes what is neither init's nor its program's.
+    pub(super) fn close_others(&self, channel: &ChildEnd) -> Result<(), String> {
+        let mut keep = vec![channel.as_fd(), self.gate];
+        keep.extend(self.console);
+        // The PID namespace was entered before init was born.
+        let to_come = self
+            .joined
+            .iter()
+            .filter(|(kind, _)| *kind != NamespaceKind::Pid);
+        keep.extend(to_come.map(|(_, fd)| fd.as_fd()));
+        keep.extend(self.sources.descriptors());
+        keep.extend(self.procfs.map(AsFd::as_fd));
+        close_all_except(self.first_private_fd, &keep)
+            .map_err(|e| format!("cannot close inherited descriptors: {e}"))
+    }
+}
+
 /// Runs init. Never returns: it becomes the program or ends.
 pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
     let prepared = match prepare(inheritance, channel) {
@@ -87,14 +105,8 @@ struct Ready<'a> {
 
 fn prepare<'a>(inheritance: &Inheritance<'a>, channel: &ChildEnd) -> Result<Ready<'a>, String> {
     let plan = inheritance.plan;
-    let mut keep = vec![channel.as_fd(), inheritance.gate];
-    keep.extend(inheritance.console);
-    keep.extend(inheritance.joined.iter().map(|(_, fd)| fd.as_fd()));
-    keep.extend(inheritance.sources.descriptors());
-    keep.extend(inheritance.procfs.map(AsFd::as_fd));
     // Before anything else: the parent's lock and log are not for this process.
-    close_all_except(inheritance.first_private_fd, &keep)
-        .map_err(|e| format!("cannot close inherited descriptors: {e}"))?;
+    inheritance.close_others(channel)?;
     match channel.receive() {
         Ok(Some(ToChild::Proceed)) => {}
         // The runtime was killed: nobody is told, nothing is left.

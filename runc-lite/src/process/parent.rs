@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, WaitId, WaitIdOptions, WaitOptions, set_dumpable_behavior, waitid,
+};
 
 use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
@@ -429,7 +431,9 @@ fn bear_init(
     let enter = || {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(|e| format!("cannot protect a process: {e}"))?;
-        joins::enter(inheritance.joined)
+        joins::enter(inheritance.joined)?;
+        // Order: those who live there see init from its birth on, and what it holds (CVE-2016-9962).
+        inheritance.close_others(&child_end)
     };
     let intermediate = match bear(channel, &child_end, CloneFlags(flags), enter).map_err(fail)? {
         Role::Born => init::run(inheritance, &child_end),
@@ -464,12 +468,20 @@ pub(super) fn proceed_and_receive(intermediate: Waiting) -> Result<(i32, ParentE
 }
 
 pub(super) fn open_pidfd(pid: i32) -> Result<OwnedFd, ProcessError> {
-    // The process is this one's child and not yet reaped, so the number is its own.
-    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| ProcessError::Child {
-        reason: format!("bad pid {pid}"),
-    })?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-        .map_err(|e| io_error("open a handle of", "the container's process", e))
+    let stranger = |reason: &str| ProcessError::Child {
+        reason: format!("process {pid} {reason}"),
+    };
+    let number = (pid > 0)
+        .then(|| rustix::process::Pid::from_raw(pid))
+        .flatten()
+        .ok_or_else(|| stranger("cannot be"))?;
+    let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())
+        .map_err(|e| io_error("open a handle of", "the container's process", e))?;
+    // The number came over a socket that a tracer in the container could have got hold of. A child that is
+    // not yet reaped keeps its number; anybody else is no child.
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::PidFd(pidfd.as_fd()), options).map_err(|_| stranger("is not a child"))?;
+    Ok(pidfd)
 }
 
 /// Lets init proceed and serves it until it is ready.
@@ -782,5 +794,27 @@ impl Drop for Undo {
             return;
         }
         let _ = directory.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_child_is_the_container_s_process() {
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(open_pidfd(pid).is_ok());
+        child.kill().unwrap();
+        // Ended, but not reaped.
+        assert!(open_pidfd(pid).is_ok());
+        child.wait().unwrap();
+        for stranger in [1, 0, -1, i32::try_from(std::process::id()).unwrap()] {
+            assert!(open_pidfd(stranger).is_err(), "{stranger}");
+        }
     }
 }

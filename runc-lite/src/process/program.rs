@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::CapabilitySet;
 
 use super::courier;
@@ -65,6 +66,9 @@ pub(super) fn prepare<'a>(
         CapabilitySet::empty()
     };
     let identity = take_on(plan, keep, may_set_groups, warn)?;
+    // With fs.suid_dumpable=1 the change of user made this process open to every other one of that user.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| format!("cannot protect the process: {e}"))?;
     if denied {
         // Root may be kept out where the user is let in (FUSE, NFS).
         change_directory(root, &plan.cwd).map_err(|failure| match failure {

@@ -38,6 +38,20 @@ const OVERLAY_MAGIC: FsWord = 0x794c_7630;
 /// process.
 const MARK: &str = "_RUNC_LITE_SEALED";
 
+/// What the runtime itself may want to know of its caller. The rest, secrets of an engine perhaps, would lie in
+/// the memory of processes that enter a container, where a tracer in it finds it.
+const KEPT: [&str; 9] = [
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DBUS_SYSTEM_BUS_ADDRESS",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "PATH",
+    "RUST_BACKTRACE",
+    "XDG_RUNTIME_DIR",
+];
+
 /// Returns at once in a process that runs from such an executable; otherwise makes one and executes it
 /// with the same arguments, and returns only on failure. `empty` is any directory of the runtime's own.
 ///
@@ -62,7 +76,7 @@ pub fn run_from_sealed_copy(empty: &Path) -> io::Result<()> {
             .collect()
     };
     let argv = strings(std::env::args_os().map(OsStringExt::into_vec).collect())?;
-    let inherited = std::env::vars_os().filter(|(name, _)| name != MARK);
+    let inherited = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
     let env = strings(
         inherited
             .map(|(name, value)| [name.into_vec(), b"=".to_vec(), value.into_vec()].concat())

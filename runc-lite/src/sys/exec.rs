@@ -91,7 +91,9 @@ pub fn set_personality(persona: u64) -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor from `first` on, except `keep`.
+/// Closes every descriptor from `first` on, and those from 3 to `first` that are marked close-on-exec, except
+/// `keep`. Below `first` lies what the caller handed on; what is marked there is this process's own, which
+/// found the number free.
 ///
 /// For a cloned child that goes on with `keep` alone: the owners of all others are copies that the child
 /// never drops, because it ends by exec or [`super::exit_now`].
@@ -104,12 +106,26 @@ pub fn close_all_except(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         .filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok())
         .collect();
     kept.sort_unstable();
+    for fd in (3..first).filter(|fd| !kept.contains(fd)) {
+        if is_close_on_exec(fd) {
+            close_range(fd, fd, false)?;
+        }
+    }
     let mut next = first;
-    for fd in kept {
+    for fd in kept.into_iter().filter(|fd| *fd >= first) {
         if fd > next {
             close_range(next, fd - 1, false)?;
         }
         next = next.max(fd + 1);
     }
     close_range(next, u32::MAX, false)
+}
+
+fn is_close_on_exec(fd: u32) -> bool {
+    let Ok(fd) = libc::c_int::try_from(fd) else {
+        return false;
+    };
+    // SAFETY: the request takes no argument and changes nothing, whatever the number is.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags != -1 && flags & libc::FD_CLOEXEC != 0
 }

@@ -1,0 +1,259 @@
+//! The terminal: tests 23 and 26 with a terminal, and input pushed into a terminal of the host.
+
+use std::fs;
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use serde_json::json;
+
+use super::arena::{Canary, Racer, arm, armed, assert_nothing_got, bind, tried, without_mounts};
+use crate::bundle::{Bundle, ready};
+
+/// Takes a terminal's master if one was sent.
+fn receive_master(listener: &UnixListener) -> Option<OwnedFd> {
+    listener.set_nonblocking(true).unwrap();
+    let (stream, _) = listener.accept().ok()?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0u8; 64];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    rustix::net::recvmsg(
+        stream.as_fd(),
+        &mut parts,
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )
+    .ok()?;
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })
+}
+
+fn with_terminal(script: &str) -> (Bundle, UnixListener) {
+    let mut bundle = Bundle::new(script);
+    bundle.set("/process/terminal", json!(true));
+    let listener = UnixListener::bind(bundle.dir.path().join("tty.sock")).unwrap();
+    (bundle, listener)
+}
+
+fn create(bundle: &Bundle) -> crate::bundle::Done {
+    bundle.write();
+    bundle.call(&[
+        "create",
+        "--console-socket",
+        "tty.sock",
+        "--pid-file",
+        "pid",
+        &bundle.id,
+    ])
+}
+
+/// Whether a descriptor is the master of a pseudo-terminal.
+fn is_master(fd: &OwnedFd) -> bool {
+    let stat = rustix::fs::fstat(fd).unwrap();
+    stat.st_rdev == rustix::fs::makedev(5, 2)
+}
+
+#[test]
+fn privileged_cve_2026_88264_a_console_link_gets_no_terminal_and_no_file() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    for target in [
+        canary.path().join("made"),
+        canary.file(),
+        "/proc/sysrq-trigger".into(),
+    ] {
+        let (mut bundle, _listener) = with_terminal("true");
+        without_mounts(&mut bundle, "/dev");
+        let dev = bundle.rootfs().join("dev");
+        fs::create_dir(&dev).unwrap();
+        fs::create_dir(dev.join("pts")).unwrap();
+        symlink(&target, dev.join("console")).unwrap();
+        bundle.set(
+            "/mounts/-",
+            json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                   "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}),
+        );
+        create(&bundle).fails(1, "/dev/console");
+        bundle.assert_gone();
+        canary.assert_alive();
+    }
+}
+
+#[test]
+fn privileged_cve_2025_52565_a_terminal_is_never_one_of_the_image() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    // No devpts, but something that looks like one: plain files, links, a multiplexer on another file system.
+    for hostile in ["file", "link", "node", "fifo"] {
+        let (mut bundle, listener) = with_terminal("true");
+        without_mounts(&mut bundle, "/dev");
+        let pts = bundle.rootfs().join("dev/pts");
+        fs::create_dir_all(&pts).unwrap();
+        let ptmx = pts.join("ptmx");
+        let make = |kind, number| {
+            rustix::fs::mknodat(rustix::fs::CWD, &ptmx, kind, 0o666.into(), number).unwrap();
+        };
+        match hostile {
+            "file" => fs::write(&ptmx, "").unwrap(),
+            "link" => symlink(canary.file(), &ptmx).unwrap(),
+            "node" => make(
+                rustix::fs::FileType::CharacterDevice,
+                rustix::fs::makedev(5, 2),
+            ),
+            _ => make(rustix::fs::FileType::Fifo, 0),
+        }
+        create(&bundle).fails(1, "/dev/pts/ptmx");
+        assert!(receive_master(&listener).is_none(), "{hostile}");
+        bundle.assert_gone();
+    }
+    canary.assert_alive();
+}
+
+/// Gives the number of creations, of terminals received and of exchanges.
+pub(super) fn terminals_under_exchange(runs: usize) -> (usize, usize, u64) {
+    let canary = Canary::new();
+    let (mut bundle, listener) = with_terminal("true");
+    without_mounts(&mut bundle, "/dev");
+    let dev = bundle.rootfs().join("dev");
+    fs::create_dir_all(dev.join("pts")).unwrap();
+    fs::write(dev.join("console"), "").unwrap();
+    // What /dev/pts and /dev/console change places with.
+    fs::create_dir(dev.join("pts.evil")).unwrap();
+    symlink(canary.file(), dev.join("pts.evil/0")).unwrap();
+    symlink(canary.file(), dev.join("pts.evil/ptmx")).unwrap();
+    symlink(canary.file(), dev.join("console.evil")).unwrap();
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}),
+    );
+    let racers = [
+        Racer::exchanging(&dev.join("pts"), &dev.join("pts.evil")),
+        Racer::exchanging(&dev.join("console"), &dev.join("console.evil")),
+    ];
+    let mut masters = 0;
+    for _ in 0..runs {
+        let created = create(&bundle).code == 0;
+        if let Some(master) = receive_master(&listener) {
+            assert!(is_master(&master), "something else than a terminal came");
+            masters += 1;
+        } else {
+            assert!(!created, "no terminal, but a container");
+        }
+        bundle.call(&["delete", "--force", &bundle.id]).ok();
+    }
+    let exchanges = racers.into_iter().map(Racer::finish).sum();
+    canary.assert_alive();
+    (runs, masters, exchanges)
+}
+
+#[test]
+fn privileged_cve_2025_52565_a_terminal_under_exchange_is_a_terminal_or_none() {
+    if !ready() {
+        return;
+    }
+    let (_, _, exchanges) = terminals_under_exchange(20);
+    assert!(exchanges > 0);
+}
+
+/// An exec into a container whose /dev/pts was made by its owner.
+#[test]
+fn privileged_cve_2025_52565_exec_takes_no_terminal_of_the_container_s_making() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("sleep 1000");
+    without_mounts(&mut bundle, "/dev");
+    let pts = bundle.rootfs().join("dev/pts");
+    fs::create_dir_all(&pts).unwrap();
+    symlink("/proc/1/root/etc/passwd", pts.join("ptmx")).unwrap();
+    bundle.create().ok();
+    bundle.start().ok();
+    let listener = UnixListener::bind(bundle.dir.path().join("tty.sock")).unwrap();
+    let args = [
+        "exec",
+        "-d",
+        "-t",
+        "--console-socket",
+        "tty.sock",
+        &bundle.id,
+        "true",
+    ];
+    bundle.call(&args).fails(255, "/dev/pts/ptmx");
+    assert!(receive_master(&listener).is_none());
+    fs::remove_file(pts.join("ptmx")).unwrap();
+    fs::write(pts.join("ptmx"), "").unwrap();
+    bundle.call(&args).fails(255, "is not the multiplexer");
+    canary.assert_alive();
+}
+
+/// CVE-2017-5226: the caller's terminal is handed through as the streams, without one of the container's own.
+#[test]
+fn privileged_cve_2017_5226_nothing_is_pushed_into_the_caller_s_terminal() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let bundle = armed(&["terminal"]);
+    bundle.write();
+    // As at a shell: the terminal controls the session the runtime is called from.
+    let script = format!(
+        "exec {} --root state run {}",
+        crate::bundle::runtime().display(),
+        bundle.id
+    );
+    let mut child = std::process::Command::new("script")
+        .args(["-q", "-e", "-c", &script, "/dev/null"])
+        .current_dir(bundle.dir.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut out)
+        .unwrap();
+    child.wait().unwrap();
+    assert_nothing_got(&out);
+    assert!(tried(&out.replace('\r', ""), "terminals") >= 3, "{out}");
+    assert!(!out.contains('#'), "input arrived: {out}");
+    canary.assert_alive();
+}
+
+/// A console that is a bind of a host file does not become the container's.
+#[test]
+fn privileged_a_console_over_a_bound_file_leaves_the_file_alone() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let (mut bundle, listener) = with_terminal("echo to the console > /dev/console; sleep 1000");
+    arm(&bundle);
+    bind(&mut bundle, &canary.file(), "/dev/console", &[]);
+    create(&bundle).ok();
+    let master = receive_master(&listener).unwrap();
+    bundle.start().ok();
+    let mut text = Vec::new();
+    let mut master = fs::File::from(master);
+    while !String::from_utf8_lossy(&text).contains("console") {
+        let mut buffer = [0; 256];
+        let length = master.read(&mut buffer).unwrap();
+        text.extend_from_slice(&buffer[..length]);
+    }
+    let _ = master.write(b"x");
+    canary.assert_alive();
+}

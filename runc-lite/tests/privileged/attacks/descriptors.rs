@@ -1,0 +1,277 @@
+//! Descriptors of the host that a container could find: tests 1, 4 and 16, and the descriptors of 3.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::arena::{Canary, arm, armed, assert_nothing_got, empower, let_loose, tried};
+use crate::bundle::{Bundle, eventually, ready, runtime};
+
+/// Newcomers that the attacker has to meet: several of each kind. It misses some when the machine is busy.
+const VICTIMS: usize = 8;
+
+/// Opens the host's root and hands it to the runtime without close-on-exec, as a careless caller would.
+pub(super) fn leak_host_directories() -> Vec<File> {
+    (0..20)
+        .map(|_| {
+            let file = File::open("/").unwrap();
+            rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+            file
+        })
+        .collect()
+}
+
+/// Runs `true` in a container whose init attacks whoever enters, until it has met `victims`, and gives what it
+/// said.
+pub(super) fn execs_under_attack(capabilities: &[&str], victims: usize) -> String {
+    let mut bundle = armed(&["crawl", "600"]);
+    empower(&mut bundle, capabilities);
+    let_loose(&bundle);
+    for _ in 0..victims * 10 {
+        let mut command = bundle.command(&["exec", &bundle.id, "true"]);
+        command.env("AXIL_HOST_SECRET", "1");
+        // The attacker may keep it from working; that is no way out of the container.
+        command.output().unwrap();
+        if bundle.output().matches("TRIED").count() >= victims {
+            break;
+        }
+    }
+    bundle.output()
+}
+
+#[test]
+fn privileged_cve_2016_9962_init_finds_nothing_of_the_host_in_newcomers() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let leaked = leak_host_directories();
+    let out = execs_under_attack(&["CAP_KILL"], VICTIMS);
+    assert_nothing_got(&out);
+    assert!(tried(&out, "victims") >= VICTIMS, "{out}");
+    drop(leaked);
+    canary.assert_alive();
+}
+
+/// The strongest init there is short of one that can mount: nothing protects a newcomer's memory from it,
+/// so there must be nothing of the host in reach.
+#[test]
+fn privileged_cve_2016_9962_a_tracing_init_finds_no_descriptor_of_the_host() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let leaked = leak_host_directories();
+    let capabilities = ["CAP_KILL", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"];
+    let out = execs_under_attack(&capabilities, VICTIMS);
+    assert_nothing_got(&out);
+    assert!(tried(&out, "victims") >= VICTIMS, "{out}");
+    assert!(
+        tried(&out, "attached") > 0 && tried(&out, "opened") > 0,
+        "the attacker had no power: {out}"
+    );
+    drop(leaked);
+    canary.assert_alive();
+}
+
+/// As above, but the newcomer is the init of another container in the same PID namespace.
+#[test]
+fn privileged_cve_2016_9962_a_neighbour_finds_no_descriptor_in_a_new_init() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut first = armed(&["crawl", "600"]);
+    empower(&mut first, &["CAP_KILL"]);
+    let_loose(&first);
+    for _ in 0..40 {
+        let mut second = Bundle::new("true");
+        second.config["linux"]["namespaces"][0]["path"] =
+            json!(format!("/proc/{}/ns/pid", first.pid()));
+        second.write();
+        let mut command = second.command(&["run", &second.id]);
+        command.env("AXIL_HOST_SECRET", "1");
+        command.output().unwrap();
+        if first.output().matches("TRIED").count() >= 4 {
+            break;
+        }
+    }
+    let out = first.output();
+    assert_nothing_got(&out);
+    assert!(tried(&out, "victims") >= 4, "{out}");
+    canary.assert_alive();
+}
+
+fn targets(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut targets: Vec<String> = entries
+        .map(|entry| {
+            let target = fs::read_link(entry.path()).unwrap();
+            target.to_string_lossy().into_owned()
+        })
+        .collect();
+    targets.sort();
+    targets
+}
+
+#[test]
+fn privileged_a_created_container_holds_only_what_it_needs() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let leaked = leak_host_directories();
+    let bundle = Bundle::new("sleep 1000");
+    bundle.create().ok();
+    let targets = targets(bundle.pid());
+    // Standard streams, and the socket start connects to.
+    assert_eq!(targets.len(), 4, "{targets:?}");
+    assert_eq!(
+        targets.iter().filter(|t| t.starts_with("socket:")).count(),
+        1,
+        "{targets:?}"
+    );
+    assert!(targets.contains(&"/dev/null".to_owned()));
+    drop(leaked);
+    canary.assert_alive();
+}
+
+/// The first number that a child of this process finds free.
+fn first_free() -> usize {
+    const CLOEXEC: u32 = 0o2_000_000;
+    let is_handed_on = |fd: &usize| {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        flags.is_some_and(|flags| flags & CLOEXEC == 0)
+    };
+    (3..).find(|fd| !is_handed_on(fd)).unwrap()
+}
+
+/// The log is opened first and gets the number that the caller says it passes, but does not.
+#[test]
+fn privileged_a_number_to_preserve_does_not_keep_the_runtime_s_own_descriptor() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let bundle = Bundle::new("sleep 1000");
+    bundle.write();
+    let out = File::create(bundle.dir.path().join("out")).unwrap();
+    let err = File::create(bundle.dir.path().join("err")).unwrap();
+    let count = (first_free() - 2).to_string();
+    let args = [
+        "create",
+        "--preserve-fds",
+        &count,
+        "--pid-file",
+        "pid",
+        &bundle.id,
+    ];
+    let mut command = bundle.command(&args);
+    if command.stdout(out).stderr(err).status().unwrap().success() {
+        let targets = targets(bundle.pid());
+        for own in ["log.json", "/state"] {
+            assert!(!targets.iter().any(|t| t.contains(own)), "{targets:?}");
+        }
+        let sockets = targets.iter().filter(|t| t.starts_with("socket:"));
+        assert_eq!(sockets.count(), 1, "{targets:?}");
+    } else {
+        let text = fs::read_to_string(bundle.dir.path().join("err")).unwrap();
+        assert!(text.contains("preserve-fds"), "{text}");
+    }
+    canary.assert_alive();
+}
+
+#[test]
+fn privileged_preserved_descriptors_arrive() {
+    if !ready() {
+        return;
+    }
+    let bundle = Bundle::new("cat <&3");
+    fs::write(bundle.dir.path().join("three"), "third").unwrap();
+    bundle.write();
+    let command = format!(
+        "exec 3<three; exec '{}' --root state run --preserve-fds 1 {}",
+        runtime().display(),
+        bundle.id
+    );
+    let output = Command::new("/bin/sh")
+        .args(["-c", &command])
+        .current_dir(bundle.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "third",
+        "{output:?}"
+    );
+}
+
+#[test]
+fn privileged_cve_2024_21626_the_program_has_its_streams_only() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let leaked = leak_host_directories();
+    assert!(leaked.iter().any(|file| file.as_raw_fd() > 20));
+    let running = Bundle::new("ls -l /proc/self/fd; sleep 1000");
+    running.create().ok();
+    running.start().ok();
+    eventually("output", || running.output().lines().count() >= 5);
+    // Three streams, the directory that ls reads, and the line of the total.
+    assert_eq!(running.output().lines().count(), 5, "{}", running.output());
+    let exec = running.exec(&["ls", "-l", "/proc/self/fd"]).ok();
+    assert_eq!(exec.lines().count(), 5, "{exec}");
+    drop(leaked);
+    canary.assert_alive();
+}
+
+/// CVE-2026-84042 and number 16: what runs on the host for a container gets nothing that the image chose.
+#[test]
+fn privileged_cve_2026_84042_hooks_get_what_the_document_says_and_nothing_of_the_image() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("true");
+    arm(&bundle);
+    bundle.set(
+        "/process/env",
+        json!(["PATH=/bin", "LD_PRELOAD=/evil.so", "IMAGE=chosen"]),
+    );
+    bundle.set("/process/cwd", json!("/tmp"));
+    bundle.set("/annotations", json!({"image.label": "$(touch /evil)"}));
+    let log = bundle.dir.path().join("hooks");
+    let script = format!(
+        "{{ tr '\\0' '\\n' < /proc/self/environ; echo; tr '\\0' '|' < /proc/$$/cmdline; echo; \
+         ls -l /proc/self/fd | grep -c socket || true; }} >> '{}'",
+        log.display()
+    );
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["ONLY=this"]});
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ] {
+        bundle.config["hooks"][kind] = json!([hook]);
+    }
+    bundle.run().ok();
+    let text = fs::read_to_string(&log).unwrap();
+    assert_eq!(text.matches("ONLY=this").count(), 5, "{text}");
+    for word in ["IMAGE", "LD_PRELOAD", "PATH=/bin\n", "evil"] {
+        assert!(!text.contains(word), "{word}: {text}");
+    }
+    // None of the runtime's sockets either.
+    assert_eq!(
+        text.lines().filter(|line| *line == "0").count(),
+        5,
+        "{text}"
+    );
+    canary.assert_alive();
+}

@@ -1,0 +1,331 @@
+//! Mounts: tests 12, 15, 20, 21, 30 and 31.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::arena::{Canary, Racer, armed, bind, let_loose, names, tried, without_mounts};
+use crate::bundle::{Bundle, eventually, ready};
+
+#[test]
+fn privileged_mount_targets_stay_inside_the_root() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("ls /in; cat /in/mark");
+    let volume = bundle.dir.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("mark"), "mounted").unwrap();
+    // Absolute, and more dots than there are directories: both lead to the container's own root.
+    let inside = "../../../../../../../../../../in";
+    symlink(inside, bundle.rootfs().join("link")).unwrap();
+    fs::create_dir(bundle.rootfs().join("in")).unwrap();
+    symlink(canary.path(), bundle.rootfs().join("out")).unwrap();
+    bind(&mut bundle, &volume, "/link", &[]);
+    assert_eq!(bundle.run().ok(), "mark\nmounted");
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/out/new/dir", "type": "tmpfs"}),
+    );
+    bundle.create().fails(1, "/out");
+    canary.assert_alive();
+}
+
+/// Directory and link change places in a volume while a container with mounts inside that volume is created.
+/// Gives the number of creations and of exchanges.
+pub(super) fn creations_under_exchange(runs: usize) -> (usize, u64) {
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("cat /proc/self/mountinfo");
+    let volume = bundle.dir.path().join("volume");
+    let source = bundle.dir.path().join("source");
+    fs::create_dir_all(volume.join("a/b")).unwrap();
+    fs::create_dir(&source).unwrap();
+    symlink(canary.path(), volume.join("link")).unwrap();
+    bind(&mut bundle, &volume, "/mnt", &["rbind"]);
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/mnt/a/b/c/d", "type": "tmpfs"}),
+    );
+    bind(&mut bundle, &source, "/mnt/a/b/e/f", &[]);
+    bundle.set("/process/cwd", json!("/mnt/a/b/g/h"));
+    bundle.write();
+    let racer = Racer::exchanging(&volume.join("a"), &volume.join("link"));
+    for _ in 0..runs {
+        // It works or it fails; it never reaches the canary.
+        bundle.call(&["run", &bundle.id]);
+    }
+    let exchanges = racer.finish();
+    assert_eq!(names(&volume), ["a", "link"]);
+    canary.assert_alive();
+    (runs, exchanges)
+}
+
+#[test]
+fn privileged_cve_2021_30465_cve_2024_45310_a_racing_neighbour_makes_nothing_on_the_host() {
+    if !ready() {
+        return;
+    }
+    let (_, exchanges) = creations_under_exchange(40);
+    assert!(exchanges > 0);
+}
+
+/// As in the advisory: the neighbour is a container with the same volume, and the link leads to `/`.
+#[test]
+fn privileged_cve_2021_30465_a_container_that_exchanges_gets_no_mount_of_the_host() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut hostile = armed(&["exchange", "3", "/volume/target", "/volume/link"]);
+    let volume = hostile.dir.path().join("volume");
+    fs::create_dir_all(volume.join("target")).unwrap();
+    symlink("/", volume.join("link")).unwrap();
+    bind(&mut hostile, &volume, "/volume", &["rw"]);
+    let_loose(&hostile);
+    let before = names(std::path::Path::new("/"));
+    let mut victim = Bundle::new("true");
+    let source = victim.dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    bind(&mut victim, &volume, "/volume", &["rw"]);
+    bind(&mut victim, &source, "/volume/target", &[]);
+    bind(&mut victim, &source, "/volume/target/etc/made", &[]);
+    for _ in 0..30 {
+        victim.run();
+    }
+    eventually("the end of the attack", || {
+        hostile.output().contains("TRIED")
+    });
+    assert!(tried(&hostile.output(), "exchanges") > 0);
+    assert_eq!(names(std::path::Path::new("/")), before);
+    assert!(!std::path::Path::new("/etc/made").exists());
+    canary.assert_alive();
+}
+
+/// CVE-2025-24965 and number 15, seen from the system calls: once the root is entered, names of the container
+/// are given to openat2 with a confined resolution, or are single names below a descriptor.
+#[test]
+fn privileged_cve_2025_24965_names_of_the_container_are_resolved_below_its_root() {
+    if !ready() {
+        return;
+    }
+    if !Command::new("strace")
+        .arg("-V")
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        assert!(
+            std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+            "cannot run: it needs strace"
+        );
+        println!("skipped: it needs strace");
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("true");
+    let volume = bundle.dir.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    bind(&mut bundle, &volume, "/new/volume", &[]);
+    fs::write(bundle.rootfs().join("secret"), "").unwrap();
+    bundle.set("/linux/maskedPaths", json!(["/secret", "/sys/firmware"]));
+    bundle.set("/linux/sysctl", json!({"kernel.msgmax": "4096"}));
+    bundle.set("/process/cwd", json!("/made/by/the/runtime"));
+    bundle.write();
+    let trace = bundle.dir.path().join("trace");
+    let create = bundle.command(&["create", &bundle.id]);
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-y", "-o"])
+        .arg(&trace)
+        .args(["-e", "trace=%file,openat2,mount_setattr,fchdir,pivot_root"])
+        .arg(create.get_program())
+        .args(create.get_args())
+        .current_dir(bundle.dir.path())
+        .stdin(std::process::Stdio::null());
+    // Into files: init keeps the streams.
+    let sink = || fs::File::create(bundle.dir.path().join("sink")).unwrap();
+    let mut child = command.stdout(sink()).stderr(sink()).spawn().unwrap();
+    eventually("created", || {
+        bundle
+            .call(&["state", &bundle.id])
+            .out
+            .contains("\"created\"")
+    });
+    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    child.wait().unwrap();
+    let text = fs::read_to_string(&trace).unwrap();
+    let rootfs = bundle.rootfs();
+    let rootfs = rootfs.to_str().unwrap();
+    let mut confined = 0;
+    for line in text
+        .lines()
+        .take_while(|line| !line.contains("pivot_root("))
+    {
+        if line.contains("openat2(") {
+            confined += 1;
+            let safe = line.contains("RESOLVE_IN_ROOT") && line.contains("RESOLVE_NO_MAGICLINKS")
+                || line.contains("RESOLVE_BENEATH") && line.contains("RESOLVE_NO_SYMLINKS")
+                || line.contains("RESOLVE_BENEATH") && line.contains("RESOLVE_NO_XDEV");
+            assert!(safe, "not confined: {line}");
+        }
+        // Below a descriptor of the container's root, one name and no link.
+        let below = line.contains(&format!("<{rootfs}"));
+        if below
+            && ["mkdirat(", "mknodat(", "symlinkat(", "unlinkat("]
+                .iter()
+                .any(|c| line.contains(c))
+        {
+            let name = line.split('"').nth_back(1).unwrap_or_default();
+            assert!(!name.contains('/') || line.contains("symlinkat("), "{line}");
+        }
+        // By its path the rootfs is opened once, as a whole.
+        if let Some(at) = line.find(&format!("\"{rootfs}/")) {
+            panic!("a path into the container: {} in {line}", &line[at..]);
+        }
+    }
+    assert!(confined > 10, "{confined} confined lookups in {text}");
+    canary.assert_alive();
+}
+
+fn host_mounts() -> usize {
+    fs::read_to_string("/proc/thread-self/mountinfo")
+        .unwrap()
+        .lines()
+        .count()
+}
+
+/// Whole lives of containers for each propagation; gives how many there were.
+pub(super) fn lives_leave_no_mount(lives: usize) -> usize {
+    let mut count = 0;
+    for propagation in ["rprivate", "rslave", "rshared"] {
+        let mut bundle = Bundle::new("true");
+        let volume = bundle.dir.path().join("volume");
+        fs::create_dir_all(volume.join("inner")).unwrap();
+        rustix::mount::mount_bind(&volume, &volume).unwrap();
+        let shared = rustix::mount::MountPropagationFlags::SHARED;
+        rustix::mount::mount_change(&volume, shared).unwrap();
+        let before = host_mounts();
+        bind(&mut bundle, &volume, "/mnt", &["rbind", propagation]);
+        if propagation != "rshared" {
+            // In a shared volume a mount is the host's too, as asked.
+            bundle.set(
+                "/mounts/-",
+                json!({"destination": "/mnt/inner", "type": "tmpfs"}),
+            );
+        }
+        for _ in 0..lives {
+            bundle.run().ok();
+            count += 1;
+        }
+        assert_eq!(host_mounts(), before, "{propagation}");
+        rustix::mount::unmount(&volume, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    count
+}
+
+#[test]
+fn privileged_mounts_of_containers_never_stay_on_the_host() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    lives_leave_no_mount(8);
+    let bundle = Bundle::new("true");
+    bundle.write();
+    for verb in ["create", "run"] {
+        bundle
+            .call(&[verb, "--no-pivot", &bundle.id])
+            .fails(1, "--no-pivot");
+    }
+    bundle.assert_gone();
+    canary.assert_alive();
+}
+
+/// CVE-2026-119101, -115520, -119614.
+#[test]
+fn privileged_cve_2026_119101_there_is_no_checkpoint_and_no_restore() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let bundle = Bundle::new("sleep 1000");
+    bundle.create().ok();
+    for verb in ["checkpoint", "restore"] {
+        let done = bundle.call(&[verb, &bundle.id]);
+        done.fails(1, verb);
+    }
+    assert_eq!(bundle.status(), "created");
+    canary.assert_alive();
+}
+
+/// CVE-2023-25809: without a cgroup namespace the container sees its cgroup, and may not write to it unless
+/// the document says so.
+#[test]
+fn privileged_cve_2023_25809_the_cgroup_tree_is_read_only_where_it_should_be() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new(
+        "find /sys/fs/cgroup -name release_agent; \
+         for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/made && echo GOT $d; done; true",
+    );
+    std::os::unix::fs::symlink("busybox", bundle.rootfs().join("bin/find")).unwrap();
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+               "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}),
+    );
+    let out = bundle.run().ok();
+    assert_eq!(out, "", "something of the tree was found or made");
+    canary.assert_alive();
+}
+
+/// The kernel's own files stay on top: a link of the image takes no file system into procfs.
+#[test]
+fn privileged_a_link_of_the_image_takes_no_mount_into_proc() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    for (kind, target) in [
+        ("tmpfs", "/proc/sys"),
+        ("tmpfs", "/proc/self/attr"),
+        ("mqueue", "/proc/self"),
+        ("cgroup", "/proc/sys/kernel"),
+        ("sysfs", "/proc/fs"),
+        ("bind", "/proc/sys/net"),
+    ] {
+        let mut bundle = Bundle::new("true");
+        symlink(target, bundle.rootfs().join("data")).unwrap();
+        if kind == "bind" {
+            let volume = bundle.dir.path().join("volume");
+            fs::create_dir(&volume).unwrap();
+            bind(&mut bundle, &volume, "/data", &[]);
+        } else {
+            bundle.set(
+                "/mounts/-",
+                json!({"destination": "/data", "type": kind, "source": kind}),
+            );
+        }
+        let error = bundle.create();
+        assert_eq!(error.code, 1, "{kind} on {target}: {error:?}");
+        bundle.assert_gone();
+    }
+    // And none straight into it.
+    for kind in ["cgroup", "tmpfs", "proc"] {
+        let mut bundle = Bundle::new("true");
+        without_mounts(&mut bundle, "/nothing");
+        bundle.set(
+            "/mounts/-",
+            json!({"destination": "/proc/sys/kernel", "type": kind, "source": kind}),
+        );
+        let error = bundle.create();
+        assert_eq!(error.code, 1, "{kind}: {error:?}");
+    }
+    canary.assert_alive();
+}

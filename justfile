@@ -46,6 +46,12 @@ run *args: build
 critest *args:
     critest --runtime-endpoint {{endpoint}} --image-endpoint {{endpoint}} {{args}}
 
+# Fuzzes a target of runc-lite; needs nightly and cargo-fuzz. Options after the name go to libFuzzer.
+fuzz target *args:
+    mkdir -p runc-lite/fuzz/corpus/{{target}}
+    cd runc-lite/fuzz && cargo +nightly fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- \
+        -dict=dictionaries/documents.dict -rss_limit_mb=512 -timeout=5 {{args}}
+
 # Measures the unpacking of layers.
 bench *args:
     cargo bench -p axil-snapshotter {{args}}

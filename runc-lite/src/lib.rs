@@ -11,6 +11,8 @@ pub mod cgroup;
 pub mod commands;
 pub mod config;
 pub mod container;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod log;
 mod netlink;
 pub mod plan;

@@ -41,7 +41,7 @@ pub enum CgroupError {
         count: usize,
     },
     /// The cgroup exists and is frozen: init would never run.
-    #[error("container's cgroup {path} is frozen")]
+    #[error("container's cgroup unexpectedly frozen: {path}")]
     Frozen {
         /// Directory.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum CgroupError {
         seconds: u64,
     },
     /// `exec --cgroup` with a path that leaves the container's cgroup or is not there.
-    #[error("cgroup {path:?} {reason}")]
+    #[error("bad sub cgroup path {path:?}: {reason}")]
     BadSubgroup {
         /// As given.
         path: String,

@@ -30,13 +30,13 @@ impl Subgroup {
             None => (Vec::new(), text),
         };
         if path.is_empty() {
-            return Err(bad("is empty"));
+            return Err(bad("it is empty"));
         }
         if controllers.iter().any(String::is_empty) {
-            return Err(bad("has an empty controller name"));
+            return Err(bad("a controller name is empty"));
         }
         if path.contains('\0') || path.split('/').any(|part| part == "..") {
-            return Err(bad("is not a sub-cgroup of the container's cgroup"));
+            return Err(bad("it leads out of the container's cgroup"));
         }
         let path = crate::spec::clean_path(path)
             .trim_start_matches('/')
@@ -73,16 +73,14 @@ impl Subgroup {
                 .iter()
                 .any(|d| d.controllers.contains(controller))
             {
-                return Err(bad(
-                    "names a controller the container's cgroup does not have",
-                ));
+                return Err(bad("unknown controller in the container's cgroup"));
             }
         }
         for directory in directories.iter().filter(|d| self.concerns(d)) {
             // The unified tree of a hybrid host need not mirror what was made in v1.
             let optional = directory.controllers.is_empty() && directories.len() > 1;
             if !self.below(directory).is_dir() && !optional {
-                return Err(bad("does not exist below the container's cgroup"));
+                return Err(bad("failed adding pid to it: no such file or directory"));
             }
         }
         Ok(())

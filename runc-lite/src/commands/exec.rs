@@ -201,6 +201,14 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         record: &container.record,
         log: &globals.log,
     })?;
+    globals.log.debug(|| {
+        format!(
+            "exec in container {:?}: process {} runs {:?}",
+            id.as_str(),
+            attached.pid,
+            plan.args.first().map_or("", String::as_str)
+        )
+    });
     if let Some(socket) = pidfd_socket
         && let Err(error) = send_pidfd(&socket, &attached.pidfd)
     {
@@ -261,6 +269,11 @@ fn plan(options: &Options, own: Process, linux: &Linux) -> Result<ProcessPlan, C
         let sets = process.capabilities.get_or_insert_default();
         for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
             set.extend(options.capabilities.iter().cloned());
+        }
+        // An ambient capability has to be inheritable, and --cap adds none of those: only where the container
+        // has some is it asked for.
+        if !sets.inheritable.is_empty() {
+            sets.ambient.extend(options.capabilities.iter().cloned());
         }
     }
     Ok(plan_process(process, linux)?)

@@ -74,7 +74,8 @@ fn kill_all(container: &Container, signal: i32) -> Result<(), CommandError> {
 /// `15`, `TERM`, `SIGTERM`, `RTMIN+1`, `SIGRTMAX-2`, in any case.
 fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=LAST_REAL_TIME).contains(&number).then_some(number);
+        // Zero sends nothing and only asks whether there is somebody, as kill(2) has it.
+        return (0..=LAST_REAL_TIME).contains(&number).then_some(number);
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -109,6 +110,7 @@ mod tests {
     #[test]
     fn signals_have_numbers_and_names() {
         for (text, number) in [
+            ("0", 0),
             ("9", 9),
             ("KILL", 9),
             ("SIGKILL", 9),
@@ -122,7 +124,7 @@ mod tests {
             assert_eq!(parse_signal(text), Some(number), "{text}");
         }
         for text in [
-            "", "0", "65", "-9", "KILLER", "RTMIN-1", "RTMIN+31", "SIG", "RTMAX-31",
+            "", "65", "-9", "KILLER", "RTMIN-1", "RTMIN+31", "SIG", "RTMAX-31",
         ] {
             assert_eq!(parse_signal(text), None, "{text}");
         }

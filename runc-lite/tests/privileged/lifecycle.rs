@@ -146,7 +146,7 @@ fn privileged_a_program_that_cannot_run_fails_start() {
     bundle.create().ok();
     bundle
         .start()
-        .fails(1, "exec: \"/script\": No such file or directory");
+        .fails(1, "exec /script: no such file or directory");
     eventually("stopped", || bundle.status() == "stopped");
 }
 

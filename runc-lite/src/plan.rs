@@ -33,6 +33,8 @@ pub struct Plan {
     pub net_devices: Vec<NetDevicePlan>,
     /// Cache and memory bandwidth class; `None`: resctrl is left alone.
     pub intel_rdt: Option<IntelRdtPlan>,
+    /// SELinux context of the file systems that are made, already among their parameters; empty: none.
+    pub mount_label: String,
     /// Absolute, clean paths to hide.
     pub masked_paths: Vec<String>,
     /// Absolute, clean paths to make read-only.
@@ -352,6 +354,16 @@ pub struct MountPlan {
     pub idmap: Option<IdmapPlan>,
 }
 
+/// An option of a file system: a key, and a value unless it is a flag.
+pub type MountParameter = (String, Option<String>);
+
+/// What mount(2) is told besides the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LegacyMount {
+    /// `MS_I_VERSION`.
+    pub inode_versions: bool,
+}
+
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountKind {
@@ -369,12 +381,20 @@ pub enum MountKind {
         /// The `source` string.
         source: String,
         /// Options for the file system, in order.
-        parameters: Vec<(String, Option<String>)>,
+        parameters: Vec<MountParameter>,
+        /// Whether a tmpfs begins with what the directory below it has.
+        copy_up: bool,
+        /// Whether it must be made by mount(2), which takes what fsconfig(2) cannot: values of 256 bytes
+        /// and more, and inode versions.
+        by_mount2: Option<LegacyMount>,
     },
     /// The container's view of the cgroup tree, whatever the host's version is.
     Cgroup,
     /// Change the attributes of what is mounted there already.
-    Remount,
+    Remount {
+        /// Options for the file system itself, in order.
+        parameters: Vec<MountParameter>,
+    },
 }
 
 /// One device node.

@@ -5,7 +5,9 @@
 //! descriptors with move_mount(2).
 
 mod cgroups;
+mod copy_up;
 mod devices;
+mod file_systems;
 mod masks;
 mod mounts;
 mod pivot;
@@ -16,6 +18,7 @@ mod sources;
 pub use cgroups::CgroupView;
 pub(crate) use devices::is_in_user_namespace;
 pub use devices::{Nodes, bind_console, make_devices, open_terminal};
+pub use file_systems::seal;
 pub use masks::{make_paths_readonly, mask_paths};
 pub(crate) use mounts::make as make_detached;
 pub use mounts::{Surroundings, mount_all};

@@ -95,6 +95,10 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
         mounts.push(mounts::plan_mount(index, mount, warnings)?);
     }
     namespaces::check_ids(&id_mappings, &namespaces, &process, &mounts)?;
+    check_text("linux.mountLabel", &linux.mount_label)?;
+    for mount in &mut mounts {
+        mounts::label(mount, &linux.mount_label);
+    }
     let hooks = config.hooks.unwrap_or_default();
     check_hooks(&hooks)?;
     let deadline = process.scheduler.filter(|plan| plan.forbids_fork());
@@ -122,6 +126,7 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
         mounts,
         devices,
         net_devices,
+        mount_label: linux.mount_label,
         intel_rdt: linux
             .intel_rdt
             .as_ref()
@@ -283,7 +288,10 @@ fn clean_list(field: &str, paths: &[String]) -> Result<Vec<String>, SpecError> {
         if path == "/" {
             return Err(invalid(field, path, "is the root of the container"));
         }
-        cleaned.push(path);
+        // Twice is as good as once.
+        if !cleaned.contains(&path) {
+            cleaned.push(path);
+        }
     }
     Ok(cleaned)
 }

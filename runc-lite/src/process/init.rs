@@ -230,7 +230,7 @@ fn build_rootfs(
         cgroup: inheritance.cgroup,
         sources,
     };
-    rootfs::mount_all(&root, &plan.mounts, surroundings).map_err(chain)?;
+    let unsealed = rootfs::mount_all(&root, &plan.mounts, surroundings).map_err(chain)?;
     let nodes = match inheritance.user_namespace {
         Some(_) => Nodes::Bound,
         None => Nodes::Made,
@@ -270,6 +270,7 @@ fn build_rootfs(
     }
     rootfs::make_paths_readonly(&root, &plan.readonly_paths).map_err(chain)?;
     rootfs::mask_paths(&root, &plan.masked_paths).map_err(chain)?;
+    rootfs::seal(&unsealed).map_err(chain)?;
     Ok(root)
 }
 

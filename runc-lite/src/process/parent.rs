@@ -603,6 +603,13 @@ fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> 
 /// The checks that need the host, still before any side effect.
 fn check_host(plan: &Plan) -> Result<(), ProcessError> {
     check_labels(&plan.process)?;
+    if program::is_label(&plan.mount_label) && !has_selinux() {
+        return Err(ProcessError::Host {
+            field: "linux.mountLabel".to_owned(),
+            value: plan.mount_label.clone(),
+            reason: "needs SELinux, which this kernel does not run".to_owned(),
+        });
+    }
     time_namespace::check(&plan.time_offsets)?;
     for kind in [NamespaceKind::User, NamespaceKind::Time] {
         let file = format!("/proc/self/ns/{}", kind.proc_name());

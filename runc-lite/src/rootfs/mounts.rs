@@ -11,6 +11,8 @@ use rustix::mount::{
 };
 
 use super::cgroups::{CgroupView, mount_cgroups};
+use super::copy_up;
+use super::file_systems::{mount_by_mount2, reconfigure};
 use super::sources::{bind_of, clone_for};
 use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{MountKind, MountPlan, Propagation};
@@ -46,7 +48,8 @@ pub struct Surroundings<'a> {
     pub sources: [&'a Sources; 2],
 }
 
-/// Makes every mount of the plan, in order.
+/// Makes every mount of the plan, in order; gives the mounts that are to become read-only by
+/// [`super::seal`] when nothing is made in them any more.
 ///
 /// # Errors
 /// [`RootfsError`] naming the entry.
@@ -54,43 +57,74 @@ pub fn mount_all(
     root: &Root,
     mounts: &[MountPlan],
     surroundings: Surroundings<'_>,
-) -> Result<(), RootfsError> {
-    mounts
-        .iter()
-        .try_for_each(|mount| mount_one(root, mount, surroundings))
+) -> Result<Vec<OwnedFd>, RootfsError> {
+    let mut unsealed = Vec::new();
+    for mount in mounts {
+        unsealed.extend(mount_one(root, mount, surroundings)?);
+    }
+    Ok(unsealed)
 }
 
 fn mount_one(
     root: &Root,
     mount: &MountPlan,
     surroundings: Surroundings<'_>,
-) -> Result<(), RootfsError> {
+) -> Result<Option<OwnedFd>, RootfsError> {
     match &mount.kind {
-        MountKind::Bind { source, recursive } => match bind_of(surroundings.sources, mount) {
-            Some(tree) => bind(root, mount, tree),
-            None => {
-                let tree = clone_for(mount, &surroundings.bundle.join(source), *recursive)?;
-                bind(root, mount, tree.as_fd())
+        MountKind::Bind { source, recursive } => {
+            match bind_of(surroundings.sources, mount) {
+                Some(tree) => bind(root, mount, tree)?,
+                None => {
+                    let tree = clone_for(mount, &surroundings.bundle.join(source), *recursive)?;
+                    bind(root, mount, tree.as_fd())?;
+                }
             }
-        },
+            Ok(None)
+        }
         MountKind::New {
             fs_type,
             source,
             parameters,
+            copy_up,
+            by_mount2,
         } => {
+            let was_there = root.find(&mount.destination)?.is_some();
             let target = new_target(root, mount, fs_type)?;
             refuse_inside_proc(mount, fs_type, &target)?;
-            let parameters = with_mode_of(&target, fs_type, parameters);
-            let made = make(fs_type, source, &parameters, mount.attributes.set)
+            let parameters = if was_there {
+                with_mode_of(&target, fs_type, parameters)
+            } else {
+                parameters.clone()
+            };
+            if let Some(legacy) = by_mount2 {
+                let names = (fs_type.as_str(), source.as_str());
+                mount_by_mount2(root, mount, names, &parameters, *legacy, &target)?;
+                return Ok(None);
+            }
+            let wanted = mount.attributes.set;
+            // Mount points and devices are still to be made in a tmpfs; its wish waits for the end.
+            let late = fs_type == "tmpfs" && wanted & MountAttributes::RDONLY != 0;
+            let now = if late {
+                wanted & !MountAttributes::RDONLY
+            } else {
+                wanted
+            };
+            let made = make(fs_type, source, &parameters, now)
                 .map_err(|reason| failed(mount, fs_type, with_hint(fs_type, reason)))?;
-            attach_planned(mount, fs_type, &made, target.as_fd())
+            if *copy_up {
+                copy_up::copy_up(target.as_fd(), made.as_fd())
+                    .map_err(|reason| failed(mount, "tmpcopyup", reason))?;
+            }
+            attach_planned(mount, fs_type, &made, target.as_fd())?;
+            Ok(late.then_some(made))
         }
-        MountKind::Cgroup => mount_cgroups(root, mount, surroundings),
-        MountKind::Remount => {
+        MountKind::Cgroup => mount_cgroups(root, mount, surroundings).map(|()| None),
+        MountKind::Remount { parameters } => {
             let target = root
                 .find(&mount.destination)?
                 .ok_or_else(|| failed(mount, "remount", "it does not exist"))?;
-            change(mount, "remount", target.as_fd())
+            change(mount, "remount", target.as_fd())?;
+            reconfigure(mount, parameters, &target).map(|()| None)
         }
     }
 }
@@ -282,7 +316,7 @@ pub(crate) fn make(
 }
 
 /// The messages a file system context collected, joined.
-fn kernel_words(context: BorrowedFd<'_>) -> String {
+pub(super) fn kernel_words(context: BorrowedFd<'_>) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut buffer = [0u8; 512];
     while let Ok(length) = rustix::io::read(context, &mut buffer) {

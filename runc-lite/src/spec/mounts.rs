@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::namespaces::plan_mappings;
 use super::{SpecError, check_text, clean_path, invalid, propagation_option, unsupported};
 use crate::config::Mount;
-use crate::plan::{IdMappings, IdmapPlan, MountKind, MountPlan};
+use crate::plan::{IdMappings, IdmapPlan, LegacyMount, MountKind, MountParameter, MountPlan};
 use crate::sys::MountAttributes;
 
 /// Option words that set (`true`) or clear an attribute; with an `r` in front they mean the subtree.
@@ -31,6 +31,29 @@ const ATTRIBUTE_OPTIONS: [(&str, bool, u64); 18] = [
     ("norelatime", false, 0),
 ];
 
+/// Words for the file system as a whole that every file system takes.
+const SUPERBLOCK_OPTIONS: [&str; 7] = [
+    "async",
+    "sync",
+    "dirsync",
+    "lazytime",
+    "nolazytime",
+    "mand",
+    "nomand",
+];
+
+/// Words of mount(8) for fstab(5) and its readers; mount(8) tells the kernel nothing of them.
+fn is_for_fstab(word: &str) -> bool {
+    matches!(word, "auto" | "noauto" | "nouser" | "_netdev")
+        || ["x-", "X-", "comment="]
+            .iter()
+            .any(|prefix| word.starts_with(prefix))
+}
+
+/// Longest value that fsconfig(2) takes, and the longest data of mount(2) (a page with its NUL).
+const MAX_FSCONFIG_VALUE: usize = 255;
+const MAX_MOUNT_DATA: usize = 4095;
+
 /// Every option word this runtime gives a meaning, for `features`.
 pub(crate) fn known_options() -> Vec<String> {
     let mut options: Vec<String> = Vec::new();
@@ -54,18 +77,15 @@ pub(crate) fn known_options() -> Vec<String> {
             "ridmap",
             "remount",
             "defaults",
-            "async",
-            "sync",
-            "dirsync",
-            "lazytime",
-            "nolazytime",
-            "mand",
-            "nomand",
+            "iversion",
+            "noiversion",
             "silent",
             "loud",
+            "tmpcopyup",
         ]
         .map(str::to_owned),
     );
+    options.extend(SUPERBLOCK_OPTIONS.map(str::to_owned));
     options.sort();
     options
 }
@@ -128,7 +148,7 @@ pub(super) fn plan_mount(
     let mut planned = MountPlan {
         index,
         destination,
-        kind: MountKind::Remount,
+        kind: MountKind::Cgroup,
         attributes: MountAttributes::default(),
         recursive_attributes: MountAttributes::default(),
         propagation: Vec::new(),
@@ -140,23 +160,21 @@ pub(super) fn plan_mount(
         "rbind" => Some(true),
         _ => None,
     };
-    let mut remount = false;
-    let mut parameters = Vec::new();
+    let mut words = Words::default();
     for option in &mount.options {
         check_text(field("options"), option)?;
         match option.as_str() {
+            // The kernel's words go into this runtime's error, whether it shall be silent or loud.
             "" | "defaults" | "silent" | "loud" => {}
             "bind" => bind = bind.or(Some(false)),
             "rbind" => bind = Some(true),
-            "remount" => remount = true,
+            "remount" => words.remount = true,
             "idmap" => idmap_option = Some(false),
             "ridmap" => idmap_option = Some(true),
-            "tmpcopyup" => {
-                return Err(unsupported(
-                    field("options"),
-                    "\"tmpcopyup\" is not implemented",
-                ));
-            }
+            "tmpcopyup" => words.copy_up = true,
+            "iversion" => words.inode_versions = true,
+            "noiversion" => words.inode_versions = false,
+            word if is_for_fstab(word) => {}
             word => {
                 if let Some(propagation) = propagation_option(word) {
                     planned.propagation.push(propagation);
@@ -168,16 +186,13 @@ pub(super) fn plan_mount(
                 {
                     apply(&mut planned.recursive_attributes, plain, set, bits);
                 } else {
-                    parameters.push(match word.split_once('=') {
-                        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                        None => (word.to_owned(), None),
-                    });
+                    words.parameters.extend(split_parameters(word));
                 }
             }
         }
     }
     planned.idmap = plan_idmap(index, mount, idmap_option)?;
-    if planned.idmap.is_some() && (remount || bind.is_none()) {
+    if planned.idmap.is_some() && (words.remount || bind.is_none()) {
         let field = if idmap_option.is_some() {
             "options"
         } else {
@@ -188,8 +203,32 @@ pub(super) fn plan_mount(
             "ids can be mapped on bind mounts only",
         ));
     }
-    planned.kind = if remount {
-        MountKind::Remount
+    if words.copy_up && (mount.kind != "tmpfs" || words.remount || bind.is_some()) {
+        return Err(invalid(
+            field("options"),
+            "tmpcopyup",
+            "goes with a new tmpfs only",
+        ));
+    }
+    let mut without_meaning = |what: &str, parameters: &[MountParameter]| {
+        for (key, _) in parameters {
+            // File system options mean nothing there; mount(2) ignores them as well.
+            warnings.push(format!(
+                "{}: {key:?} has no meaning for a {what}",
+                field("options")
+            ));
+        }
+    };
+    planned.kind = if words.remount {
+        if bind.is_some() {
+            without_meaning("bind", &std::mem::take(&mut words.parameters));
+        } else if words.inode_versions {
+            words.parameters.push(("iversion".to_owned(), None));
+        }
+        check_reconfiguration(&field("options"), &words.parameters)?;
+        MountKind::Remount {
+            parameters: words.parameters,
+        }
     } else if let Some(recursive) = bind {
         if mount.source.is_empty() {
             return Err(invalid(
@@ -198,21 +237,65 @@ pub(super) fn plan_mount(
                 "is empty, but the mount is a bind",
             ));
         }
-        for (key, _) in &parameters {
-            // File system options mean nothing to a bind; mount(2) ignores them as well.
-            warnings.push(format!(
-                "{}: {key:?} has no meaning for a bind",
-                field("options")
-            ));
-        }
+        without_meaning("bind", &words.parameters);
         MountKind::Bind {
             source: PathBuf::from(&mount.source),
             recursive,
         }
     } else {
-        new_file_system(&field("type"), mount, parameters, &planned.destination)?
+        if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {
+            without_meaning("cgroup mount", &words.parameters);
+        }
+        new_file_system(index, mount, words, &planned.destination)?
     };
     Ok(planned)
+}
+
+/// What the option words of an entry say besides attributes and propagation.
+#[derive(Default)]
+struct Words {
+    remount: bool,
+    copy_up: bool,
+    inode_versions: bool,
+    parameters: Vec<MountParameter>,
+}
+
+/// One word may be several options: the kernel splits at commas, except behind a backslash (overlay) and inside
+/// of quotes (SELinux contexts).
+fn split_parameters(word: &str) -> Vec<MountParameter> {
+    let mut parts = vec![String::new()];
+    let (mut escaped, mut quoted) = (false, false);
+    for c in word.chars() {
+        if c == ',' && !escaped && !quoted {
+            parts.push(String::new());
+            continue;
+        }
+        quoted ^= c == '"';
+        escaped = c == '\\' && !escaped;
+        if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    let parts = parts.into_iter().filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.split_once('=') {
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (part, None),
+        })
+        .collect()
+}
+
+/// A superblock that exists is changed by fsconfig(2) only, which takes shorter values than mount(2).
+fn check_reconfiguration(field: &str, parameters: &[MountParameter]) -> Result<(), SpecError> {
+    for (key, value) in parameters {
+        let length = value.as_ref().map_or(0, String::len);
+        if length > MAX_FSCONFIG_VALUE {
+            let reason =
+                format!("has a value of {length} bytes, a remount takes {MAX_FSCONFIG_VALUE}");
+            return Err(invalid(field, key, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The mappings of an entry, or the wish for those of the container's user namespace.
@@ -249,11 +332,12 @@ fn plan_idmap(
 }
 
 fn new_file_system(
-    field: &str,
+    index: usize,
     mount: &Mount,
-    parameters: Vec<(String, Option<String>)>,
+    words: Words,
     destination: &str,
 ) -> Result<MountKind, SpecError> {
+    let field = &format!("mounts[{index}].type");
     check_text(field, &mount.kind)?;
     let below_proc = destination.starts_with("/proc/");
     match mount.kind.as_str() {
@@ -269,7 +353,59 @@ fn new_file_system(
         fs_type => Ok(MountKind::New {
             fs_type: fs_type.to_owned(),
             source: mount.source.clone(),
-            parameters,
+            by_mount2: plan_by_mount2(index, &words)?,
+            copy_up: words.copy_up,
+            parameters: words.parameters,
         }),
     }
+}
+
+/// Gives a new file system the container's SELinux context (`linux.mountLabel`), unless the entry has one. The
+/// files of procfs, sysfs and mqueue have contexts of their own.
+pub(super) fn label(mount: &mut MountPlan, label: &str) {
+    if let MountKind::New {
+        fs_type,
+        parameters,
+        ..
+    } = &mut mount.kind
+        && !label.is_empty()
+        && !matches!(fs_type.as_str(), "proc" | "sysfs" | "mqueue")
+        && !parameters.iter().any(|(key, _)| key == "context")
+    {
+        parameters.push(("context".to_owned(), Some(label.to_owned())));
+    }
+}
+
+fn plan_by_mount2(index: usize, words: &Words) -> Result<Option<LegacyMount>, SpecError> {
+    let long = |(_, value): &MountParameter| {
+        value
+            .as_ref()
+            .is_some_and(|value| value.len() > MAX_FSCONFIG_VALUE)
+    };
+    if !words.inode_versions && !words.parameters.iter().any(long) {
+        return Ok(None);
+    }
+    let field = format!("mounts[{index}].options");
+    let sizes = words
+        .parameters
+        .iter()
+        .map(|(key, value)| key.len() + 1 + value.as_ref().map_or(0, |value| value.len() + 1));
+    let size = sizes.sum::<usize>().saturating_sub(1);
+    if size > MAX_MOUNT_DATA {
+        let shown: String = words
+            .parameters
+            .iter()
+            .map(|(key, _)| format!("{key} "))
+            .collect();
+        let shown: String = shown.chars().take(64).collect();
+        let reason = format!("are {size} bytes together, the kernel takes {MAX_MOUNT_DATA}");
+        return Err(invalid(field, shown.trim(), reason));
+    }
+    if words.copy_up {
+        let reason = "goes neither with \"iversion\" nor with values above 255 bytes";
+        return Err(invalid(field, "tmpcopyup", reason));
+    }
+    Ok(Some(LegacyMount {
+        inode_versions: words.inode_versions,
+    }))
 }

@@ -272,6 +272,90 @@ fn mount_options_become_attributes() {
 }
 
 #[test]
+fn options_of_the_file_system_are_told_from_those_of_the_mount() {
+    let planned = |options: Value| {
+        let entry = json!({"destination": "/t", "type": "tmpfs", "options": options});
+        match mount(entry).unwrap().kind {
+            MountKind::New {
+                parameters,
+                copy_up,
+                by_mount2,
+                ..
+            } => (parameters, copy_up, by_mount2),
+            other => panic!("{other:?}"),
+        }
+    };
+    let flag = |key: &str| (key.to_owned(), None);
+    let pair = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
+    let (parameters, copy_up, by_mount2) = planned(json!([
+        "size=64k,mode=755",
+        "sync",
+        "tmpcopyup",
+        "silent",
+        "x-why",
+        "noauto"
+    ]));
+    assert_eq!(
+        parameters,
+        [pair("size", "64k"), pair("mode", "755"), flag("sync")]
+    );
+    assert!(copy_up && by_mount2.is_none());
+    let (parameters, _, _) = planned(json!([
+        "lowerdir=a\\,b:c",
+        "context=\"u:r:t:s0:c1,c2\"",
+        "rootcontext=x"
+    ]));
+    assert_eq!(
+        parameters,
+        [
+            pair("lowerdir", "a\\,b:c"),
+            pair("context", "\"u:r:t:s0:c1,c2\""),
+            pair("rootcontext", "x")
+        ]
+    );
+    assert!(planned(json!(["iversion"])).2.unwrap().inode_versions);
+    assert!(planned(json!(["iversion", "noiversion"])).2.is_none());
+    let long = format!("lowerdir={}", "x".repeat(256));
+    assert!(!planned(json!([long])).2.unwrap().inode_versions);
+    let remount = json!({"destination": "/t", "options": ["remount", "size=1m", "nosuid"]});
+    let kind = mount(remount).unwrap().kind;
+    let parameters = vec![pair("size", "1m")];
+    assert_eq!(kind, MountKind::Remount { parameters });
+}
+
+#[test]
+fn new_file_systems_get_the_label_of_the_container() {
+    let mut document = with(
+        "/mounts",
+        json!([{"destination": "/t", "type": "tmpfs"}, {"destination": "/proc", "type": "proc"}]),
+    );
+    document["linux"]["mountLabel"] = json!("u:r:t:s0:c1,c2");
+    let plan = plan_of(document).unwrap();
+    let label = Some("u:r:t:s0:c1,c2".to_owned());
+    for (mount, expect) in plan
+        .mounts
+        .iter()
+        .zip([vec![("context".to_owned(), label)], Vec::new()])
+    {
+        let MountKind::New { parameters, .. } = &mount.kind else {
+            panic!()
+        };
+        assert_eq!(*parameters, expect);
+    }
+}
+
+#[test]
+fn a_path_to_hide_is_hidden_once() {
+    let masked = json!(["/a", "/a/", "/b", "/a"]);
+    assert_eq!(
+        plan_of(with("/linux/maskedPaths", masked))
+            .unwrap()
+            .masked_paths,
+        ["/a", "/b"]
+    );
+}
+
+#[test]
 fn mounts_that_cannot_be_right_are_refused() {
     for (value, field) in [
         (
@@ -300,8 +384,18 @@ fn mounts_that_cannot_be_right_are_refused() {
             "mounts[0].options",
         ),
         (
-            json!({"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}),
-            "tmpcopyup",
+            json!({"destination": "/x", "type": "mqueue", "options": ["tmpcopyup"]}),
+            "mounts[0].options: \"tmpcopyup\"",
+        ),
+        (
+            json!({"destination": "/x", "type": "overlay",
+                   "options": [format!("lowerdir={}", "x".repeat(5000))]}),
+            "are 5009 bytes together",
+        ),
+        (
+            json!({"destination": "/x", "type": "tmpfs",
+                   "options": ["remount", format!("size={}", "1".repeat(300))]}),
+            "a remount takes 255",
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "/y", "uidMappings": [{}]}),

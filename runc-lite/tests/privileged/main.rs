@@ -20,6 +20,7 @@ mod hooks;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod mounting;
 mod net_devices;
 mod notify;
 mod scheduling;

@@ -30,8 +30,24 @@ fn privileged_mount_targets_stay_inside_the_root() {
         "/mounts/-",
         json!({"destination": "/out/new/dir", "type": "tmpfs"}),
     );
-    bundle.create().fails(1, "/out");
+    // What the link names is made in the container's root.
+    bundle.run().ok();
     canary.assert_alive();
+    assert!(
+        bundle
+            .rootfs()
+            .join(canary.path().strip_prefix("/").unwrap())
+            .join("new/dir")
+            .is_dir()
+    );
+    // Never in a volume of the host, which is another mount.
+    symlink("/link/made", bundle.rootfs().join("into-volume")).unwrap();
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/into-volume/dir", "type": "tmpfs"}),
+    );
+    bundle.run().fails(1, "in another mount");
+    assert!(!volume.join("made").exists());
 }
 
 /// Directory and link change places in a volume while a container with mounts inside that volume is created.

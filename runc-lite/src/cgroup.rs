@@ -1,4 +1,5 @@
-//! The container's cgroup: one trait, a back end for cgroup v1 (and the hybrid layout), and one for v2.
+//! The container's cgroup: one trait, a back end for cgroup v1 (and the hybrid layout), one for v2, and a
+//! driver that has systemd make the cgroup and leaves to these two what systemd cannot express.
 
 mod device;
 mod error;
@@ -8,6 +9,7 @@ mod location;
 mod oom;
 pub mod stats;
 mod subgroup;
+pub mod systemd;
 mod v1;
 mod v2;
 
@@ -26,6 +28,7 @@ pub use location::{Hierarchies, Hierarchy};
 pub use oom::OomWatch;
 pub use stats::Stats;
 pub use subgroup::Subgroup;
+pub use systemd::Unit;
 
 use error::io_error;
 
@@ -45,6 +48,9 @@ pub struct CgroupRecord {
     pub version: u8,
     /// One directory per mounted hierarchy.
     pub directories: Vec<CgroupDirectory>,
+    /// The systemd unit the directories belong to, with the systemd driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
 }
 
 /// A container's directory in one hierarchy.
@@ -172,7 +178,7 @@ pub trait Cgroup: std::fmt::Debug {
     /// gone already.
     ///
     /// # Errors
-    /// [`CgroupError::StillPopulated`], [`CgroupError::Io`].
+    /// [`CgroupError::StillPopulated`], [`CgroupError::Io`], [`CgroupError::Systemd`].
     fn remove(&self) -> Result<(), CgroupError>;
 }
 
@@ -192,25 +198,44 @@ pub struct Wish<'a> {
 /// Decides where the cgroup of a container lies on this host.
 ///
 /// # Errors
-/// [`CgroupError::NotMounted`], [`CgroupError::BadPath`].
+/// [`CgroupError::NotMounted`], [`CgroupError::BadPath`], [`CgroupError::Systemd`].
 pub fn locate(hierarchies: &Hierarchies, wish: &Wish<'_>) -> Result<CgroupRecord, CgroupError> {
     let version = hierarchies.version().ok_or(CgroupError::NotMounted)?;
-    if wish.driver == Driver::Systemd {
-        return Err(CgroupError::NoSystemd);
-    }
-    if let CgroupPath::Unit(path) = wish.path {
-        return Err(CgroupError::BadPath {
-            path: path.clone(),
-            reason: "is a systemd unit name and needs --systemd-cgroup",
-        });
-    }
+    let bad = |path: &str, reason| CgroupError::BadPath {
+        path: path.to_owned(),
+        reason,
+    };
+    let unit = match (wish.driver, wish.path) {
+        (Driver::Cgroupfs, CgroupPath::Unit(name)) => {
+            return Err(bad(
+                name,
+                "is a systemd unit name and needs --systemd-cgroup",
+            ));
+        }
+        (Driver::Cgroupfs, _) => None,
+        (Driver::Systemd, CgroupPath::Unit(name)) => Some(Unit::parse(name, wish.annotations)?),
+        (Driver::Systemd, CgroupPath::Relative(path)) if path.is_empty() => {
+            Some(Unit::of_container(wish.id, wish.annotations)?)
+        }
+        (Driver::Systemd, CgroupPath::Absolute(path) | CgroupPath::Relative(path)) => {
+            return Err(bad(
+                path,
+                "is not of the form slice:prefix:name, which --systemd-cgroup needs",
+            ));
+        }
+    };
+    let path = match &unit {
+        Some(unit) => CgroupPath::Absolute(unit.control_group.clone()),
+        None => wish.path.clone(),
+    };
     let directories = hierarchies
         .iter()
-        .map(|h| h.directory(wish.path, wish.id, version))
+        .map(|h| h.directory(&path, wish.id, version))
         .collect();
     Ok(CgroupRecord {
         version,
         directories,
+        unit,
     })
 }
 
@@ -224,9 +249,24 @@ pub fn open(record: CgroupRecord) -> Box<dyn Cgroup> {
 /// the container's cgroup itself joins init in its.
 #[must_use]
 pub fn open_beside(record: CgroupRecord, init: Option<i32>) -> Box<dyn Cgroup> {
-    if record.version == 2 {
+    let unit = record.unit.clone();
+    let direct: Box<dyn Cgroup> = if record.version == 2 {
         Box::new(v2::CgroupV2::new(record, init))
     } else {
         Box::new(v1::CgroupV1::new(record))
+    };
+    match unit {
+        Some(unit) => Box::new(systemd::SystemdCgroup::new(unit, direct)),
+        None => direct,
     }
+}
+
+/// Whether this process is in a user namespace other than the first: then it may not load device programs,
+/// and only the user's own systemd obeys it.
+#[must_use]
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    // The first one maps every number onto itself (user_namespaces(7)); without procfs nothing is known.
+    let whole = ["0", "0", "4294967295"];
+    !map.is_empty() && !map.split_whitespace().eq(whole)
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::systemd::SystemdError;
+
 /// What went wrong in the cgroup tree.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -124,9 +126,9 @@ pub enum CgroupError {
         /// With what.
         reason: String,
     },
-    /// The systemd driver is asked for.
-    #[error("--systemd-cgroup is not supported: only the cgroupfs driver is built in")]
-    NoSystemd,
+    /// systemd was asked and did not do it.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
 }
 
 pub(super) fn io_error(

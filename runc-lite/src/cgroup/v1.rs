@@ -122,15 +122,21 @@ impl Cgroup for CgroupV1 {
         resources: &Resources,
         warnings: &mut Vec<String>,
     ) -> Result<(), CgroupError> {
-        self.create()?;
         let devices = DeviceSet::of_rules(&resources.devices);
         // A new directory starts with what its parent allows, so "everything" needs no write.
-        if !devices.allows_everything()
-            && let Some(directory) = self.directory("devices")
+        let guarded = self
+            .directory("devices")
+            .filter(|_| !devices.allows_everything());
+        let writes = match guarded {
+            Some(_) => devices.exceptions()?.writes(),
+            None => Vec::new(),
+        };
+        self.create()?;
+        for (directory, (file, value)) in guarded
+            .iter()
+            .flat_map(|d| writes.iter().map(move |w| (d, w)))
         {
-            for (file, value) in devices.exceptions()?.writes() {
-                write(directory, file, &value)?;
-            }
+            write(directory, file, value)?;
         }
         Limits {
             record: &self.record,

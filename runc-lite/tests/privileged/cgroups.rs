@@ -182,6 +182,7 @@ fn privileged_the_unified_tree_kills_guards_devices_and_is_removed() {
             path: mount_point.join(unique()).join("leaf"),
             mount_point: mount_point.to_owned(),
         }],
+        unit: None,
     });
     let path = group.record().directories[0].path.clone();
     group.refuse_occupied().unwrap();

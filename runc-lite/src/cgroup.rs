@@ -260,13 +260,3 @@ pub fn open_beside(record: CgroupRecord, init: Option<i32>) -> Box<dyn Cgroup> {
         None => direct,
     }
 }
-
-/// Whether this process is in a user namespace other than the first: then it may not load device programs,
-/// and only the user's own systemd obeys it.
-#[must_use]
-pub fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    // The first one maps every number onto itself (user_namespaces(7)); without procfs nothing is known.
-    let whole = ["0", "0", "4294967295"];
-    !map.is_empty() && !map.split_whitespace().eq(whole)
-}

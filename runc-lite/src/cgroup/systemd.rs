@@ -18,6 +18,8 @@ mod calls;
 mod properties;
 mod unit;
 
+use std::cell::Cell;
+
 use super::oom::OomWatch;
 use super::stats::Stats;
 use super::{Cgroup, CgroupError, CgroupRecord, Change, Subgroup};
@@ -25,6 +27,7 @@ use crate::config::Resources;
 
 pub use bus::Address;
 pub use unit::Unit;
+pub(super) use unit::is_ordinary_user;
 
 use calls::Systemd;
 use properties::Version;
@@ -128,6 +131,8 @@ pub(super) struct SystemdCgroup {
     unit: Unit,
     direct: Box<dyn Cgroup>,
     addresses: Vec<Address>,
+    /// Whom the directory goes to once there is one.
+    owner: Cell<Option<(u32, u32)>>,
 }
 
 impl SystemdCgroup {
@@ -137,6 +142,7 @@ impl SystemdCgroup {
             unit,
             direct,
             addresses,
+            owner: Cell::new(None),
         }
     }
 
@@ -196,6 +202,9 @@ impl Cgroup for SystemdCgroup {
         systemd.start_scope(&self.unit.name, &all)?;
         drop(systemd);
         self.direct.prepare(&resources, warnings)?;
+        if let Some((uid, gid)) = self.owner.take() {
+            self.direct.delegate(uid, gid)?;
+        }
         // Order: after the limits; on v1 systemd moved it in its own hierarchies only.
         self.direct.admit(pid, false, &resources, warnings)
     }
@@ -250,7 +259,12 @@ impl Cgroup for SystemdCgroup {
     }
 
     fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
-        self.direct.delegate(uid, gid)
+        let made = self.record().directories.iter().all(|d| d.path.exists());
+        if made {
+            return self.direct.delegate(uid, gid);
+        }
+        self.owner.set(Some((uid, gid)));
+        Ok(())
     }
 
     fn signal(&self, signal: i32) -> Result<(), CgroupError> {

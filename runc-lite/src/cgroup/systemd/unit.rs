@@ -85,8 +85,8 @@ impl Unit {
 
 /// Whether only the user's own systemd would obey this process: it is not root, or root of no more than a
 /// user namespace.
-fn is_ordinary_user() -> bool {
-    !rustix::process::geteuid().is_root() || crate::cgroup::in_user_namespace()
+pub(in crate::cgroup) fn is_ordinary_user() -> bool {
+    !rustix::process::geteuid().is_root() || crate::rootfs::is_in_user_namespace()
 }
 
 fn scope_name(prefix: &str, name: &str) -> Result<String, SystemdError> {

@@ -72,6 +72,8 @@ pub struct Change<'a> {
     /// Everything that was ever asked for with `asked` in it: some kernel files and systemd properties join
     /// two values, of which only one may be asked for.
     pub known: &'a Resources,
+    /// The same without `asked`: what to go back to.
+    pub before: &'a Resources,
 }
 
 /// Operations on one container's cgroup.

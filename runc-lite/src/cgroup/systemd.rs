@@ -189,6 +189,7 @@ impl Cgroup for SystemdCgroup {
         let change = Change {
             asked: &resources,
             known: &resources,
+            before: &resources,
         };
         let mut all = properties::of_scope(&self.unit, pid, version)?;
         all.extend(properties::of_devices(
@@ -213,7 +214,7 @@ impl Cgroup for SystemdCgroup {
         let asked = properties::rounded(change.asked);
         let rounded = Change {
             asked: &asked,
-            known: change.known,
+            ..change
         };
         // Order: the check of what is in use comes before systemd lowers the limit.
         if let Some(directory) = self
@@ -233,8 +234,17 @@ impl Cgroup for SystemdCgroup {
         if !all.is_empty() {
             systemd.set_properties(&self.unit.name, &all)?;
         }
-        drop(systemd);
-        self.direct.update(rounded, warnings)
+        let written = self.direct.update(rounded, warnings);
+        if written.is_err() && !all.is_empty() {
+            let earlier = properties::of_earlier(change.before, &all, version)?;
+            if let Err(error) = systemd.set_properties(&self.unit.name, &earlier) {
+                warnings.push(format!(
+                    "systemd keeps the new limits of {}: {error}",
+                    self.unit.name
+                ));
+            }
+        }
+        written
     }
 
     fn join(&self, pid: i32, subgroup: Option<&Subgroup>) -> Result<(), CgroupError> {

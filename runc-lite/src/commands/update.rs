@@ -56,6 +56,11 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
     let merged = merge::merge(before.clone(), patch.clone());
     let asked = resources(patch)?;
     let known = resources(merged.clone())?;
+    let earlier = resources(if before.is_null() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        before.clone()
+    })?;
     crate::spec::check_resources(&asked)?;
     let rdt = rdt::Change::plan(&options, &config, container.record.id.as_str())?;
 
@@ -65,6 +70,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
     let change = Change {
         asked: &asked,
         known: &known,
+        before: &earlier,
     };
     let mut done = group
         .update(change, &mut warnings)

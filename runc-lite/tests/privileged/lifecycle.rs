@@ -257,7 +257,7 @@ fn privileged_options_that_are_refused_say_why() {
     bundle.write();
     bundle
         .call(&["--systemd-cgroup", "create", &bundle.id])
-        .fails(1, "cgroupfs driver");
+        .fails(1, "slice:prefix:name");
     bundle
         .call(&["create", "--no-pivot", &bundle.id])
         .fails(1, "--no-pivot");
@@ -358,7 +358,7 @@ fn privileged_features_and_version_are_told() {
             .unwrap()
             .contains(&json!("rro"))
     );
-    assert_eq!(features["linux"]["cgroup"]["systemd"], false);
+    assert_eq!(features["linux"]["cgroup"]["systemd"], true);
     assert_eq!(
         features["linux"]["mountExtensions"]["idmap"]["enabled"],
         true

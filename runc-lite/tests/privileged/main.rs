@@ -11,6 +11,7 @@
 mod apparmor;
 mod attacks;
 mod bundle;
+mod cgroup_v2;
 mod cgroups;
 mod command_line;
 mod crash;
@@ -25,4 +26,5 @@ mod net_devices;
 mod notify;
 mod scheduling;
 mod sys;
+mod systemd;
 mod unified;

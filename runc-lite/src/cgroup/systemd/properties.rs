@@ -100,7 +100,7 @@ pub(super) fn of_limits(
     version: Version,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Property>, CgroupError> {
-    let Change { asked, known } = change;
+    let Change { asked, known, .. } = change;
     let mut properties = Vec::new();
     if let Some(memory) = &asked.memory {
         let known = known.memory.as_ref().unwrap_or(memory);
@@ -131,6 +131,37 @@ pub(super) fn of_limits(
         of_unified(asked, version, warnings, &mut properties)?;
     }
     Ok(properties)
+}
+
+/// What takes `changed` back to the limits `before`.
+pub(super) fn of_earlier(
+    before: &Resources,
+    changed: &[Property],
+    version: Version,
+) -> Result<Vec<Property>, CgroupError> {
+    let before = rounded(before);
+    let change = Change {
+        asked: &before,
+        known: &before,
+        before: &before,
+    };
+    let mut earlier = of_limits(change, version, &mut Vec::new())?;
+    earlier.retain(|(name, _)| changed.iter().any(|(known, _)| known == name));
+    for (name, value) in changed {
+        if earlier.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        // What was not set: no protection, no limit, no weight and no mask.
+        match (name.as_str(), value) {
+            ("MemoryMin" | "MemoryLow", _) => earlier.push(property(name, 0u64)),
+            (_, Variant::U64(_)) => earlier.push(property(name, NO_LIMIT)),
+            ("AllowedCPUs" | "AllowedMemoryNodes", _) => {
+                earlier.push(property(name, Vec::<u8>::new()));
+            }
+            _ => {}
+        }
+    }
+    Ok(earlier)
 }
 
 fn bytes(value: i64) -> u64 {
@@ -405,6 +436,7 @@ mod tests {
         let change = Change {
             asked: &asked,
             known: &known,
+            before: &known,
         };
         let found = of_limits(change, version, &mut warnings).unwrap();
         (texts(found), warnings)
@@ -529,6 +561,7 @@ mod tests {
         let change = Change {
             asked: &bad,
             known: &bad,
+            before: &bad,
         };
         let error = of_limits(change, NEW, &mut Vec::new())
             .unwrap_err()

@@ -258,6 +258,7 @@ fn scope(files: &[&str], path: &Path) -> (tempfile::TempDir, SystemdCgroup) {
             Address::direct("/nonexistent/private"),
             Address::direct(path),
         ],
+        owner: Cell::new(None),
     };
     (mount, driver)
 }
@@ -398,11 +399,13 @@ fn an_update_tells_systemd_first_and_what_it_knows_beside_it() {
     );
     let only = |limits| -> Resources { serde_json::from_value(limits).unwrap() };
     let asked = only(json!({"cpu": {"period": 900_000}, "memory": {"limit": 100}}));
+    let before = only(json!({"cpu": {"quota": 450_000}, "memory": {"limit": 50, "swap": 300}}));
     let known = only(json!({"cpu": {"quota": 450_000, "period": 900_000},
                             "memory": {"limit": 100, "swap": 300}}));
     let change = Change {
         asked: &asked,
         known: &known,
+        before: &before,
     };
     driver.update(change, &mut Vec::new()).unwrap();
     let requests = server.requests();
@@ -433,6 +436,40 @@ fn an_update_tells_systemd_first_and_what_it_knows_beside_it() {
     assert!(error.to_string().contains("out of range"), "{error}");
     let file = mount.path().join("axil-x.scope/memory.max");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "");
+}
+
+#[test]
+fn what_the_kernel_refuses_systemd_forgets() {
+    let server = Server::start(vec![
+        version(),
+        ("SetUnitProperties", Answer::Done),
+        ("SetUnitProperties", Answer::Done),
+    ]);
+    // There is no pids.max: the limit cannot be written.
+    let (_mount, driver) = scope(&["memory.max"], &server.path());
+    let only = |limits| -> Resources { serde_json::from_value(limits).unwrap() };
+    let asked = only(json!({"memory": {"limit": 100}, "pids": {"limit": 5}}));
+    let before = only(json!({"memory": {"limit": 50}}));
+    let change = Change {
+        asked: &asked,
+        known: &asked,
+        before: &before,
+    };
+    let error = driver.update(change, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("pids"), "{error}");
+    let last = server.requests().pop().unwrap().properties;
+    let value = |name: &str| {
+        last.iter()
+            .find(|(known, _)| known == name)
+            .unwrap()
+            .1
+            .clone()
+    };
+    assert!(value("MemoryMax").contains("50"), "{last:?}");
+    assert!(
+        value("TasksMax").contains(&u64::MAX.to_string()),
+        "{last:?}"
+    );
 }
 
 #[test]

@@ -23,6 +23,10 @@ test *args:
 test-root *args:
     cargo run -p axil-integration --bin test-all -- {{args}}
 
+# Tests in a virtual machine with cgroup v2 alone, systemd and AppArmor; --short, --filter, --run, --help.
+vm *args:
+    cargo run -p axil-integration --bin vm-lane -- {{args}}
+
 # The tests with NAME in their name, with their output.
 one name:
     cargo nextest run --workspace --no-capture -E 'test({{name}})'

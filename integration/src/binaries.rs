@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use serde_json::Value;
 
 use crate::children;
 
@@ -71,7 +72,7 @@ impl Binaries {
         });
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let _lock = lock(&dir.join(".lock"))?;
-        let triple = format!("{}-unknown-linux-musl", env::consts::ARCH);
+        let triple = static_target();
         cargo(&[
             "--profile",
             "small",
@@ -117,6 +118,56 @@ impl Binaries {
     }
 }
 
+/// The OCI runtime alone, static: of [`BIN_DIR`], or built now.
+///
+/// # Errors
+/// When it is missing or does not build.
+pub fn static_runtime() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os(BIN_DIR) {
+        return Ok(Binaries::at(Path::new(&dir))?.runc_lite());
+    }
+    let triple = static_target();
+    cargo(&["--profile", "small", "--target", &triple, "-p", "runc-lite"])?;
+    Ok(target_dir()?.join(triple).join("small/runc-lite"))
+}
+
+/// Builds the test binary `test` of `package` static, so that it runs on any Linux of this architecture.
+///
+/// # Errors
+/// When it does not build.
+pub fn static_test(package: &str, test: &str) -> Result<PathBuf> {
+    let triple = static_target();
+    let mut command = cargo_command("test");
+    command
+        .args(["--no-run", "--quiet", "--target", &triple, "-p", package])
+        .args([
+            "--test",
+            test,
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
+    let done = children::output(&mut command, &[])?;
+    if !done.status.success() {
+        bail!("cargo test --no-run -p {package}: {}", done.text());
+    }
+    let messages = String::from_utf8_lossy(&done.stdout);
+    executable(&messages, test).with_context(|| format!("cargo built no test {test} of {package}"))
+}
+
+/// The path of a test binary in cargo's messages, one JSON object a line.
+fn executable(messages: &str, test: &str) -> Option<PathBuf> {
+    let artifacts = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut wanted = artifacts
+        .filter(|message| message["target"]["name"] == test && message["profile"]["test"] == true);
+    wanted.find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+}
+
+fn static_target() -> String {
+    format!("{}-unknown-linux-musl", env::consts::ARCH)
+}
+
 /// The root of the workspace this package lies in.
 #[must_use]
 pub fn workspace() -> PathBuf {
@@ -125,7 +176,10 @@ pub fn workspace() -> PathBuf {
 }
 
 /// Where cargo puts what it builds: this program lies in it.
-fn target_dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// When this program lies in no target directory.
+pub fn target_dir() -> Result<PathBuf> {
     if let Some(dir) = env::var_os("CARGO_TARGET_DIR") {
         return Ok(workspace().join(dir));
     }
@@ -139,9 +193,17 @@ fn target_dir() -> Result<PathBuf> {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
+    let status = children::watch(cargo_command("build").args(args))?;
+    if !status.success() {
+        bail!("cargo build {}: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+fn cargo_command(verb: &str) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
-    command.current_dir(workspace()).arg("build").args(args);
+    command.current_dir(workspace()).arg(verb);
     // What cargo sets for this program must not reach another package's build.
     for (key, _) in env::vars_os() {
         let name = key.to_string_lossy();
@@ -149,11 +211,7 @@ fn cargo(args: &[&str]) -> Result<()> {
             command.env_remove(&key);
         }
     }
-    let status = children::watch(&mut command)?;
-    if !status.success() {
-        bail!("cargo build {}: {status}", args.join(" "));
-    }
-    Ok(())
+    command
 }
 
 /// Puts a copy of `from` into `dir`, replacing atomically: an older copy may be running.

@@ -24,3 +24,4 @@ pub mod registry;
 pub mod say;
 pub mod shelf;
 pub mod token;
+pub mod vm;

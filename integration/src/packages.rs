@@ -62,6 +62,13 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    if !nix::unistd::geteuid().is_root() {
+        let names: Vec<_> = missing.iter().map(|p| p.name).collect();
+        bail!(
+            "packages are missing, and only root installs them: apt-get install {}",
+            names.join(" ")
+        );
+    }
     for package in &missing {
         say::out(format!("  installing {} — {}", package.name, package.why));
     }

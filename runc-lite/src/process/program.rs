@@ -38,14 +38,19 @@ pub(super) fn prepare<'a>(
     warn: &mut dyn FnMut(String),
 ) -> Result<Prepared<'a>, String> {
     join_keyring(id)?;
-    let label = |attribute: &str, value: &str| {
-        write_lsm_label(attribute, value).map_err(|e| crate::error_chain(&e))
+    let label = |field: &str, label: &str, attribute: &str, value: &str| {
+        // The kernel says ENOENT for a profile that is not loaded: the error has to name it.
+        write_lsm_label(attribute, value)
+            .map_err(|e| format!("{field}: {label:?}: {}", crate::error_chain(&e)))
     };
-    if is_label(&plan.apparmor_profile) {
-        label("apparmor/exec", &format!("exec {}", plan.apparmor_profile))?;
+    let profile = &plan.apparmor_profile;
+    if is_label(profile) {
+        let change = format!("exec {profile}");
+        label("process.apparmorProfile", profile, "apparmor/exec", &change)?;
     }
-    if is_label(&plan.selinux_label) {
-        label("exec", &plan.selinux_label)?;
+    let selinux = &plan.selinux_label;
+    if is_label(selinux) {
+        label("process.selinuxLabel", selinux, "exec", selinux)?;
     }
     let env = environment(plan, root)?;
     let denied = match change_directory(root, &plan.cwd) {

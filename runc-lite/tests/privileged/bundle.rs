@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::guard::{BUSYBOX, ready_with};
+use super::guard::{BUSYBOX, ready_with, systemd_driver};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 const APPLETS: [&str; 30] = [
@@ -142,9 +142,11 @@ impl Bundle {
             .arg(self.state_root())
             .arg("--log")
             .arg(self.dir.path().join("log.json"))
-            .args(["--log-format", "json"])
-            .args(args)
-            .stdin(Stdio::null());
+            .args(["--log-format", "json"]);
+        if systemd_driver() {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(args).stdin(Stdio::null());
         command
     }
 
@@ -216,7 +218,12 @@ impl Bundle {
     pub(crate) fn unified(&self) -> Option<PathBuf> {
         let root = Path::new(CGROUPS);
         let alone = root.join("cgroup.controllers").exists();
-        alone.then(|| root.join(&self.id))
+        alone.then(|| root.join(self.scope().as_ref().unwrap_or(&self.id)))
+    }
+
+    /// Where systemd's scope for the container is below the root of cgroups, if systemd makes it.
+    fn scope(&self) -> Option<String> {
+        systemd_driver().then(|| format!("system.slice/axil-{}.scope", self.id))
     }
 
     /// The directory that tells of all the container's processes, whichever version the host has.
@@ -245,7 +252,9 @@ impl Bundle {
             return Vec::new();
         };
         let v1 = entries.flatten().map(|e| e.path().join(&self.id));
-        v1.chain([Path::new(CGROUPS).join(&self.id)])
+        let v2 = [Path::new(CGROUPS).join(&self.id)];
+        v1.chain(v2)
+            .chain(self.unified())
             .filter(|path| path.exists())
             .collect()
     }
@@ -258,6 +267,14 @@ impl Drop for Bundle {
         if !left.is_empty() && !std::thread::panicking() {
             panic!("cgroups left: {left:?}");
         }
+    }
+}
+
+fn cgroups_path(id: &str) -> String {
+    if systemd_driver() {
+        format!("system.slice:axil:{id}")
+    } else {
+        format!("/{id}")
     }
 }
 
@@ -291,7 +308,7 @@ fn document(script: &str, id: &str) -> Value {
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
         ],
         "linux": {
-            "cgroupsPath": format!("/{id}"),
+            "cgroupsPath": cgroups_path(id),
             "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
                            {"type": "mount"}, {"type": "cgroup"}],
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},

@@ -72,7 +72,7 @@ fn privileged_a_limit_without_its_controller_is_refused() {
 
 #[test]
 fn privileged_a_unit_name_without_the_systemd_driver_is_refused() {
-    if !ready() {
+    if !ready_with(&[Need::CgroupfsDriver]) {
         return;
     }
     let mut bundle = Bundle::new("true");
@@ -95,7 +95,7 @@ fn privileged_a_pids_limit_bites() {
 
 #[test]
 fn privileged_an_occupied_cgroup_is_refused() {
-    if !ready() {
+    if !ready_with(&[Need::CgroupfsDriver]) {
         return;
     }
     let first = Bundle::new("sleep 1000");

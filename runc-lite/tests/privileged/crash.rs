@@ -21,7 +21,7 @@ fn privileged_a_create_killed_anywhere_can_be_deleted() {
     // A busy machine takes many times as long as an idle one.
     let begin = Instant::now();
     bundle.create().ok();
-    let whole = begin.elapsed().max(Duration::from_millis(16));
+    let mut whole = begin.elapsed().max(Duration::from_millis(16));
     bundle.call(&["delete", "--force", &bundle.id]).ok();
     let mut survived = 0;
     for step in 0..60u32 {
@@ -38,6 +38,10 @@ fn privileged_a_create_killed_anywhere_can_be_deleted() {
         survived += usize::from(bundle.state_root().join(&bundle.id).exists());
         bundle.call(&["delete", "--force", &bundle.id]).ok();
         bundle.assert_gone();
+        // The one that was measured may have been luckier than all the others.
+        if survived == 0 && step % 15 == 14 {
+            whole *= 3;
+        }
     }
     assert!(survived > 0, "no create was caught at work");
 }

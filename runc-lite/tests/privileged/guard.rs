@@ -4,6 +4,9 @@
 //! `AXIL_TEST_REQUIRE=1` says that this machine has what every test needs. `AXIL_TEST_HAS` lists what else it
 //! has, by the names of [`Need`] with commas between: `cgroup-v2,systemd,apparmor` inside the VM lane. A test
 //! that needs one of these and does not find it fails instead of being skipped.
+//!
+//! `AXIL_TEST_CGROUP_DRIVER` says who makes the containers' cgroups: `cgroupfs`, which is the default, or
+//! `systemd`.
 
 use std::path::Path;
 
@@ -11,6 +14,7 @@ use runc_lite::cgroup::Hierarchies;
 
 const REQUIRE: &str = "AXIL_TEST_REQUIRE";
 const HAS: &str = "AXIL_TEST_HAS";
+const DRIVER: &str = "AXIL_TEST_CGROUP_DRIVER";
 pub(super) const BUSYBOX: &str = "/usr/bin/busybox";
 
 /// What some machines have and others cannot have.
@@ -22,14 +26,17 @@ pub(crate) enum Need {
     CgroupV2,
     /// systemd as process 1, which can be asked for units.
     Systemd,
+    /// That the runtime makes the cgroups itself in this run.
+    CgroupfsDriver,
     /// An active AppArmor and the program that loads profiles.
     AppArmor,
 }
 
 impl Need {
-    const ALL: [Need; 4] = [
+    const ALL: [Need; 5] = [
         Need::CgroupV1,
         Need::CgroupV2,
+        Need::CgroupfsDriver,
         Need::Systemd,
         Need::AppArmor,
     ];
@@ -38,6 +45,7 @@ impl Need {
         match self {
             Need::CgroupV1 => "cgroup-v1",
             Need::CgroupV2 => "cgroup-v2",
+            Need::CgroupfsDriver => "cgroupfs-driver",
             Need::Systemd => "systemd",
             Need::AppArmor => "apparmor",
         }
@@ -55,6 +63,7 @@ impl Need {
                 Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && version() == Some(2),
                 "the host is not on cgroup v2 alone",
             ),
+            Need::CgroupfsDriver => (!systemd_driver(), "systemd makes the cgroups in this run"),
             Need::Systemd => (
                 Path::new("/run/systemd/system").is_dir()
                     && Path::new("/run/dbus/system_bus_socket").exists(),
@@ -84,10 +93,25 @@ impl Need {
     }
 }
 
+/// Whether systemd makes the cgroups of the containers in this run.
+pub(crate) fn systemd_driver() -> bool {
+    match std::env::var(DRIVER).as_deref() {
+        Ok("systemd") => true,
+        Ok("cgroupfs") | Err(_) => false,
+        Ok(other) => panic!("{DRIVER}={other:?} is no cgroup driver"),
+    }
+}
+
 /// Whether this test can run here. Prints why not, and fails instead where the machine must be able to.
 /// The calling thread gets a mount namespace of its own.
 pub(crate) fn ready_with(needs: &[Need]) -> bool {
-    let unmet = needs.iter().find_map(|n| Some((n, n.missing()?)));
+    let driver = if systemd_driver() {
+        &[Need::Systemd][..]
+    } else {
+        &[]
+    };
+    let mut all = driver.iter().chain(needs);
+    let unmet = all.find_map(|n| Some((n, n.missing()?)));
     let (reason, must_run) = if !rustix::process::geteuid().is_root() {
         ("it needs root", required())
     } else if !Path::new(BUSYBOX).exists() {

@@ -125,6 +125,7 @@ pub struct Mount {
     #[serde(rename = "type")]
     pub kind: String,
     pub source: String,
+    #[serde(deserialize_with = "null_as_default")]
     pub options: Vec<String>,
     #[serde(rename = "uidMappings", deserialize_with = "null_as_default")]
     pub uid_mappings: Vec<IdMapping>,

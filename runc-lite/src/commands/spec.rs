@@ -65,7 +65,10 @@ fn make_rootless(document: &mut Value, uid: u32, gid: u32) {
                 "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]
             });
         }
-        retain(&mut mount["options"], |option| {
+        let Some(options) = mount.get_mut("options") else {
+            continue;
+        };
+        retain(options, |option| {
             !option
                 .as_str()
                 .is_some_and(|text| text.starts_with("uid=") || text.starts_with("gid="))

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::parent::ProcessError;
 use super::user_namespace::{UserNamespace, is_privileged};
 use crate::cgroup::{self, Cgroup, CgroupDirectory, CgroupError, CgroupRecord, Hierarchies, Wish};
-use crate::config::Resources;
+use crate::config::{DeviceRule, Resources};
 use crate::plan::{CgroupPath, MountKind, NamespaceKind, Plan};
 use crate::rootfs::is_in_user_namespace;
 use crate::sys::MountAttributes;
@@ -44,7 +44,12 @@ impl<'a> Placement<'a> {
         let mut resources = Cow::Borrowed(&plan.resources);
         // Device rules are for the host's root alone, and in a user namespace nobody makes devices.
         if rootless && (!is_privileged() || is_in_user_namespace()) {
-            resources.to_mut().devices.clear();
+            resources.to_mut().devices = vec![DeviceRule {
+                allow: true,
+                kind: "a".to_owned(),
+                access: "rwm".to_owned(),
+                ..DeviceRule::default()
+            }];
         }
         Ok(Placement {
             hierarchies,

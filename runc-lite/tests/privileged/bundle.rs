@@ -240,7 +240,7 @@ impl Bundle {
             !self.state_root().join(&self.id).exists(),
             "state directory left"
         );
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         assert!(
             !mounts.contains(self.dir.path().to_str().unwrap()),
             "mounts left"

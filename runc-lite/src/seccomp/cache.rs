@@ -73,6 +73,13 @@ const fn fingerprint(parts: &[&[u8]]) -> u64 {
 /// # Errors
 /// [`SeccompError`] when the profile itself cannot be compiled.
 pub fn filter(root: &Path, profile: &str, log: &Log) -> Result<Filter, SeccompError> {
+    let filter = find_or_compile(root, profile, log)?;
+    let flags = format!("seccomp filter flags: {}", filter.flags);
+    log.write(Level::Debug, &flags);
+    Ok(filter)
+}
+
+fn find_or_compile(root: &Path, profile: &str, log: &Log) -> Result<Filter, SeccompError> {
     if profile.len() > MAX_PROFILE {
         return Err(SeccompError::TooBig {
             length: profile.len(),

@@ -28,6 +28,7 @@ mod net_devices;
 mod notify;
 mod rootless;
 mod scheduling;
+mod seccomp;
 mod sys;
 mod systemd;
 mod timens;

@@ -193,9 +193,12 @@ fn dispatch(parser: &mut lexopt::Parser, log: &mut Log) -> Result<u8, Failure> {
 }
 
 /// A command of runc that is left out on purpose.
+///
+/// `-h` gives its help. `--help` fails as the command does: podman takes a `checkpoint --help`
+/// that succeeds for the promise of a checkpoint, and would go on with it.
 fn absent(name: &str, reason: &str, parser: &mut lexopt::Parser) -> CommandError {
     match parser.next() {
-        Ok(Some(Short('h') | Long("help"))) => CommandError::Help,
+        Ok(Some(Short('h'))) => CommandError::Help,
         _ => refused(format!("{name} is {reason}")),
     }
 }

@@ -86,7 +86,10 @@ pub(super) enum ChangeDirectory {
 /// Finds the file that `program` names, as execvp(3) would, in the container and as its user.
 pub(super) fn find_program(program: &str, env: &[String]) -> Result<CString, String> {
     if program.contains('/') {
-        return check(program).map_err(|errno| format!("exec: {program:?}: {errno}"));
+        return check(program).map_err(|errno| {
+            let reason = crate::errno_text(&errno.into());
+            format!("exec: {program:?}: {reason}")
+        });
     }
     let path = variable(env, "PATH").unwrap_or(DEFAULT_PATH);
     let mut denied = false;
@@ -146,7 +149,7 @@ mod tests {
         assert!(
             find_program("directory", &env)
                 .unwrap_err()
-                .contains("ermission denied")
+                .contains("permission denied")
         );
         assert!(
             find_program("/no/such", &env)

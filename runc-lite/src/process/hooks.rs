@@ -187,7 +187,10 @@ impl Program {
                 match File::from(failure).read_exact(&mut code) {
                     Ok(()) => {
                         let _ = running.reap();
-                        Err(std::io::Error::from_raw_os_error(i32::from_ne_bytes(code)).to_string())
+                        {
+                            let errno = std::io::Error::from_raw_os_error(i32::from_ne_bytes(code));
+                            Err(crate::errno_text(&errno))
+                        }
                     }
                     Err(_) => Ok(running),
                 }
@@ -369,7 +372,7 @@ mod tests {
             ..Hook::default()
         };
         let text = run("prestart", &[missing], plain("")).unwrap_err();
-        assert!(text.contains("#0: /no/such/hook: No such file"), "{text}");
+        assert!(text.contains("#0: /no/such/hook: no such file"), "{text}");
     }
 
     #[test]

@@ -132,10 +132,8 @@ impl Prepared<'_> {
             Some(libc::ENOEXEC) => " (not a program of this machine, or a script without #!)",
             _ => "",
         };
-        // As engines know it from runc, whose texts they read: lower case, no number.
-        let text = error.to_string().to_lowercase();
-        let text = text.split(" (os error").next().unwrap_or_default();
-        format!("exec {}: {text}{hint}", self.name.escape_debug())
+        let reason = crate::errno_text(&error);
+        format!("exec {}: {reason}{hint}", self.name.escape_debug())
     }
 
     fn load(

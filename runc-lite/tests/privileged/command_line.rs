@@ -369,7 +369,13 @@ fn privileged_every_command_gives_its_help() {
         "state",
     ] {
         for option in ["-h", "--help"] {
-            let text = bundle.call(&[name, option]).ok();
+            let answer = bundle.call(&[name, option]);
+            if option == "--help" && ["checkpoint", "restore"].contains(&name) {
+                // podman asks like this whether there are checkpoints.
+                answer.fails(1, "not built in");
+                continue;
+            }
+            let text = answer.ok();
             assert!(
                 text.starts_with(&format!("NAME:\n   runc-lite {name} - ")),
                 "{text}"

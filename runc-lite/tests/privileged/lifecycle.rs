@@ -118,12 +118,12 @@ fn privileged_a_program_that_is_not_there_fails_create() {
             json!(["nope"]),
             "exec: \"nope\": executable file not found in $PATH",
         ),
-        (json!(["/bin/nope"]), "exec: \"/bin/nope\": No such file"),
+        (json!(["/bin/nope"]), "exec: \"/bin/nope\": no such file"),
         (
             json!(["/etc/passwd"]),
-            "exec: \"/etc/passwd\": Permission denied",
+            "exec: \"/etc/passwd\": permission denied",
         ),
-        (json!(["/etc"]), "exec: \"/etc\": Permission denied"),
+        (json!(["/etc"]), "exec: \"/etc\": permission denied"),
     ] {
         let mut bundle = Bundle::new("");
         bundle.set("/process/args", args);
@@ -364,7 +364,7 @@ fn privileged_features_and_version_are_told() {
         true
     );
     assert!(bundle.call(&["--version"]).ok().contains("spec:"));
-    bundle.call(&["list"]).fails(1, "No such file");
+    bundle.call(&["list"]).fails(1, "no such file");
     assert!(!bundle.state_root().exists(), "list makes no root");
 }
 

@@ -8,6 +8,7 @@ pub mod binaries;
 pub mod build;
 pub mod children;
 pub mod cri;
+pub mod engines;
 pub mod eventually;
 pub mod faults;
 pub mod guard;

@@ -32,6 +32,17 @@ const PACKAGES: &[Package] = &[
     ),
     Package::new("crun", "crun", "another OCI runtime to compare with"),
     Package::new("runc", "runc", "another OCI runtime to compare with"),
+    Package::new("podman", "podman", "an engine that drives runc-lite"),
+    Package::new("conmon", "conmon", "what CRI-O starts containers by"),
+    Package::new("uidmap", "newuidmap", "podman as an ordinary user"),
+    Package::new(
+        "containerd",
+        "containerd",
+        "an engine that drives runc-lite",
+    )
+    .without_service("containerd"),
+    Package::new("docker.io", "dockerd", "an engine that drives runc-lite")
+        .without_service("docker"),
     Package::new(
         "docker-registry",
         "docker-registry",

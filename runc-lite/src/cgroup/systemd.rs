@@ -211,7 +211,7 @@ impl Cgroup for SystemdCgroup {
     }
 
     fn update(&self, change: Change<'_>, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
-        let asked = properties::rounded(change.asked);
+        let asked = properties::rounded(&properties::with_bandwidth(change));
         let rounded = Change {
             asked: &asked,
             ..change

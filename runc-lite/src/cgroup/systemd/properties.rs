@@ -70,6 +70,20 @@ pub(super) fn of_oom_group(resources: &Resources, version: Version) -> Option<Pr
     (version.systemd >= 253).then(|| property("OOMPolicy", policy))
 }
 
+/// What is asked for, with the known quota beside a new period and the other way round: systemd has the one
+/// only as a share of the other.
+pub(super) fn with_bandwidth(change: Change<'_>) -> Resources {
+    let mut asked = change.asked.clone();
+    let known = change.known.cpu.as_ref();
+    if let (Some(cpu), Some(known)) = (&mut asked.cpu, known)
+        && (cpu.quota.is_some_and(|q| q != 0) || cpu.period.is_some_and(|p| p != 0))
+    {
+        cpu.quota = cpu.quota.filter(|q| *q != 0).or(known.quota);
+        cpu.period = cpu.period.filter(|p| *p != 0).or(known.period);
+    }
+    asked
+}
+
 /// The quota as whole percents of a CPU, rounded up, so that a later `daemon-reload` changes nothing.
 pub(super) fn rounded(resources: &Resources) -> Resources {
     let mut resources = resources.clone();
@@ -77,11 +91,10 @@ pub(super) fn rounded(resources: &Resources) -> Resources {
         && let Some(quota) = cpu.quota.filter(|quota| *quota > 0)
     {
         let period = cpu.period.filter(|p| *p != 0).unwrap_or(DEFAULT_PERIOD);
-        let whole = per_second(quota, period);
-        if u128::from(quota.unsigned_abs()) * u128::from(SECOND) / u128::from(period)
-            != u128::from(whole)
-        {
-            let rounded = u128::from(whole) * u128::from(period) / u128::from(SECOND);
+        let exact = u128::from(quota.unsigned_abs()) * u128::from(SECOND) / u128::from(period);
+        let whole = u128::from(per_second(quota, period));
+        if exact != whole {
+            let rounded = whole * u128::from(period) / u128::from(SECOND);
             cpu.quota = i64::try_from(rounded).ok().or(cpu.quota);
         }
     }

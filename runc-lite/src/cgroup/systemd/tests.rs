@@ -424,6 +424,7 @@ fn an_update_tells_systemd_first_and_what_it_knows_beside_it() {
     }
     let read = |file: &str| std::fs::read_to_string(mount.path().join("axil-x.scope").join(file));
     assert_eq!(read("memory.swap.max").unwrap(), "200");
+    assert_eq!(read("cpu.max").unwrap(), "450000 900000");
 
     // Refused by systemd: nothing is written.
     let refusal = Answer::Error("org.freedesktop.DBus.Error.InvalidArgs", "out of range");

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, eventually};
-use super::guard::{Need, ready_with};
+use super::guard::{Need, ready_with, systemd_driver};
 
 const NEEDS: &[Need] = &[Need::CgroupV2];
 
@@ -108,14 +108,10 @@ fn privileged_an_update_on_v2_changes_what_it_names() {
     bundle.assert_gone();
 }
 
-fn by_systemd() -> bool {
-    std::env::var("AXIL_TEST_CGROUP_DRIVER").as_deref() == Ok("systemd")
-}
-
 /// What a driver makes of a quota: systemd counts in whole percents of a processor.
 fn quota(quota: u64, period: u64) -> String {
     let whole = (quota * 1_000_000 / period).next_multiple_of(10_000);
-    if by_systemd() && !(quota * 1_000_000 / period).is_multiple_of(10_000) {
+    if systemd_driver() && !(quota * 1_000_000 / period).is_multiple_of(10_000) {
         return (whole * period / 1_000_000).to_string();
     }
     quota.to_string()
@@ -271,11 +267,7 @@ fn privileged_exec_joins_init_in_a_cgroup_of_its_own() {
 
 #[test]
 fn privileged_a_threaded_cgroup_is_refused_with_the_reason() {
-    if !ready_with(NEEDS) {
-        return;
-    }
-    if by_systemd() {
-        println!("skipped: systemd makes the cgroups in this run, and no threaded ones");
+    if !ready_with(&[Need::CgroupV2, Need::CgroupfsDriver]) {
         return;
     }
     let mut bundle = Bundle::new("true");

@@ -67,17 +67,21 @@ impl CgroupV2 {
             current.push(part);
             files::make(&current)?;
         }
-        match self.holds_processes() {
+        self.refuse_unfit()
+    }
+
+    fn refuse_unfit(&self) -> Result<(), CgroupError> {
+        match self.unfit() {
             None => Ok(()),
             Some(reason) => Err(CgroupError::CannotHold {
-                path: path.clone(),
+                path: self.path().to_owned(),
                 reason,
             }),
         }
     }
 
     /// Why the kernel would not let processes in; `None` when it would.
-    fn holds_processes(&self) -> Option<String> {
+    fn unfit(&self) -> Option<String> {
         let kind = files::read(self.path(), "cgroup.type").unwrap_or_default();
         match kind.as_str() {
             "domain invalid" => {
@@ -117,7 +121,7 @@ impl CgroupV2 {
             return Ok(());
         };
         let explained = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP));
-        match self.holds_processes().filter(|_| explained) {
+        match self.unfit().filter(|_| explained) {
             Some(reason) => Err(CgroupError::CannotHold {
                 path: path.to_owned(),
                 reason,
@@ -148,7 +152,7 @@ impl Cgroup for CgroupV2 {
                 path: self.path().to_owned(),
             });
         }
-        Ok(())
+        self.refuse_unfit()
     }
 
     fn prepare(

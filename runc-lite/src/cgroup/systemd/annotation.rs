@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use zbus::wire::signature::Child;
 use zbus::{Array, ObjectPath, Signature, Structure, Variant};
 
 use super::SystemdError;
@@ -323,11 +322,6 @@ fn number(word: &str, wanted: Option<&Signature>) -> Result<Variant<'static>, St
         _ => None,
     };
     value.ok_or_else(|| format!("has {word:?}, which is no value of its type"))
-}
-
-/// The type of an array of `element`.
-pub(super) fn array_of(element: Signature) -> Signature {
-    Signature::Array(Child::from(element))
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Limits as properties of a unit, see systemd.resource-control(5) and org.freedesktop.systemd1(5).
 
-use zbus::{Array, Signature, Variant};
+use zbus::Variant;
 
 use super::super::device::{Kind, access_text};
 use super::super::v2::limits::{DEFAULT_PERIOD, io_weight, swap_alone, weight_of_shares};
 use super::super::{CgroupError, Change, DeviceSet};
-use super::annotation::array_of;
 use super::{SystemdError, Unit};
 use crate::config::{Cpu, DeviceRule, Memory, Resources};
 
@@ -373,16 +372,9 @@ pub(super) fn of_devices(
     warnings: &mut Vec<String>,
 ) -> Vec<Property> {
     let set = DeviceSet::of_rules(rules);
-    let pair = || Signature::structure([Signature::Str, Signature::Str]);
-    let open = || {
-        vec![
-            property("DevicePolicy", "auto"),
-            (
-                "DeviceAllow".to_owned(),
-                Variant::Array(Array::new(&array_of(pair()))),
-            ),
-        ]
-    };
+    // An empty list takes back what an earlier one allowed.
+    let nothing = || property("DeviceAllow", Vec::<(String, String)>::new());
+    let open = || vec![property("DevicePolicy", "auto"), nothing()];
     let exceptions = set.exceptions().ok().filter(|e| !e.allow_by_default);
     let entries = exceptions.and_then(|exceptions| {
         let entries = exceptions.entries.iter();
@@ -407,8 +399,7 @@ pub(super) fn of_devices(
     match entries {
         Some(entries) => vec![
             property("DevicePolicy", "strict"),
-            // An empty list takes back what an earlier one allowed.
-            property("DeviceAllow", Vec::<(String, String)>::new()),
+            nothing(),
             property("DeviceAllow", entries),
         ],
         None => {
@@ -615,11 +606,10 @@ mod tests {
         }
         let all: Vec<DeviceRule> =
             serde_json::from_value(json!([{"allow": true, "access": "rwm"}])).unwrap();
-        has(
-            &texts(of_devices(&all, NEW, &mut Vec::new())),
-            "DevicePolicy",
-            "auto",
-        );
+        let open = of_devices(&all, NEW, &mut Vec::new());
+        // systemd refuses any other type.
+        assert_eq!(open[1].1.value_signature().to_string(), "a(ss)");
+        has(&texts(open), "DevicePolicy", "auto");
         // Everything but one, which only our own program can say.
         let but: Vec<DeviceRule> = serde_json::from_value(json!([
             {"allow": true, "access": "rwm"},

@@ -134,15 +134,17 @@ fn look(pid: i32, own: Option<(u64, u64)>, tally: &mut Tally) {
         // A file of the container's own, by the name it has here.
         let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let here = fs::metadata(&*target).map(id).ok();
-        if here.is_none() || opened.and_then(|file| file.metadata()).map(id).ok() != here {
-            judge(pid, &target, "opened");
+        let theirs = opened.and_then(|file| file.metadata()).map(id).ok();
+        if here.is_none() || theirs != here {
+            judge(pid, &target, theirs, "opened");
         }
     }
 }
 
-fn judge(pid: i32, target: &str, how: &str) {
+fn judge(pid: i32, target: &str, id: Option<(u64, u64)>, how: &str) {
     if !HARMLESS.iter().any(|harmless| target.starts_with(harmless)) {
-        println!("GOT descriptor {target} of {pid}, {how}");
+        let (device, inode) = id.unwrap_or_default();
+        println!("GOT descriptor {target} ({device}:{inode}) of {pid}, {how}");
     }
 }
 
@@ -163,7 +165,7 @@ fn steal(pid: i32) {
         let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let theirs = fs::File::from(stolen).metadata().map(id).ok();
         if theirs.is_none() || fs::metadata(&target).map(id).ok() != theirs {
-            judge(pid, &target.to_string_lossy(), "stolen");
+            judge(pid, &target.to_string_lossy(), theirs, "stolen");
         }
     }
 }

@@ -157,4 +157,50 @@ mod tests {
                 .starts_with("exec: \"/no/such\"")
         );
     }
+
+    /// The lookup is confined to the root it is given; should that ever lie outside of the process's own, or be
+    /// moved there in between, getcwd(2) tells.
+    #[test]
+    fn privileged_a_directory_that_the_root_does_not_lead_to_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(
+                std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+                "cannot run: it needs root"
+            );
+            println!("skipped: it needs root");
+            return;
+        }
+        let world = tempfile::tempdir().unwrap();
+        for name in ["inside/here", "outside/there"] {
+            std::fs::create_dir_all(world.path().join(name)).unwrap();
+        }
+        let root = |name: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let path = world.path().join(name);
+            Root::new(rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty()).unwrap())
+        };
+        let (inside, outside) = (root("inside"), root("outside"));
+        let place = world.path().join("inside");
+        let moved = std::thread::spawn(move || {
+            // CLONE_FS: root and working directory of this thread alone.
+            crate::sys::unshare(0x200).unwrap();
+            rustix::process::chroot(&place).unwrap();
+            rustix::process::chdir("/").unwrap();
+            let text = |outcome| match outcome {
+                Ok(()) => String::new(),
+                Err(ChangeDirectory::Denied) => "denied".to_owned(),
+                Err(ChangeDirectory::Failed(text)) => text,
+            };
+            [
+                text(change_directory(&inside, "/here")),
+                text(change_directory(&outside, "/there")),
+            ]
+        });
+        let [inside, outside] = moved.join().unwrap();
+        assert_eq!(inside, "");
+        assert!(
+            outside.contains("outside of the container's root"),
+            "{outside}"
+        );
+    }
 }

@@ -240,22 +240,28 @@ pub fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         prog_cnt: u32::try_from(MAX_PROGRAMS).map_err(io::Error::other)?,
         ..QueryAttributes::default()
     };
+    query(&mut attributes)?;
+    let count = usize::try_from(attributes.prog_cnt).map_err(io::Error::other)?;
+    let ids = ids.iter().take(count.min(MAX_PROGRAMS));
+    ids.map(|id| program_by_id(*id)).collect()
+}
+
+fn query(attributes: &mut QueryAttributes) -> io::Result<()> {
     // SAFETY: the attribute block is larger than the size given, the array it points to larger than the
     // count given, and both outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             BPF_PROG_QUERY,
-            std::ptr::from_mut(&mut attributes),
+            std::ptr::from_mut(attributes),
             QUERY_SIZE,
         )
     };
     if result == -1 {
-        return Err(io::Error::last_os_error());
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
-    let count = usize::try_from(attributes.prog_cnt).map_err(io::Error::other)?;
-    let ids = ids.iter().take(count.min(MAX_PROGRAMS));
-    ids.map(|id| program_by_id(*id)).collect()
 }
 
 fn program_by_id(prog_id: u32) -> io::Result<OwnedFd> {
@@ -278,4 +284,62 @@ fn program_by_id(prog_id: u32) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: bpf(2) returned a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    /// The largest block any kernel knows of for these commands is far smaller.
+    const ROOM: usize = 128;
+
+    #[test]
+    fn every_block_has_room_behind_what_the_kernel_is_told() {
+        for (size, told) in [
+            (size_of::<LoadAttributes>(), LOAD_SIZE),
+            (size_of::<AttachAttributes>(), ATTACH_SIZE),
+            (size_of::<QueryAttributes>(), QUERY_SIZE),
+            (size_of::<IdAttributes>(), ID_SIZE),
+        ] {
+            assert!(size >= told + ROOM, "{size} {told}");
+        }
+    }
+
+    /// Kernels from 6.17 on write the revision of the list behind a block that ends before it. It lands in the
+    /// room, and nothing lands behind that.
+    #[test]
+    fn privileged_a_kernel_that_writes_too_far_stays_in_the_room() {
+        const PATTERN: u64 = 0x5afe_5afe_5afe_5afe;
+        let place = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .iter()
+            .find(|place| std::path::Path::new(place).join("cgroup.procs").exists());
+        let (Some(place), true) = (place, rustix::process::geteuid().is_root()) else {
+            assert!(
+                std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+                "cannot run: it needs root and a cgroup2 mount"
+            );
+            println!("skipped: it needs root and a cgroup2 mount");
+            return;
+        };
+        let cgroup = std::fs::File::open(place).unwrap();
+        let mut ids = [u32::MAX; 2 * MAX_PROGRAMS];
+        let mut attributes = QueryAttributes {
+            target_fd: raw(cgroup.as_fd()).unwrap(),
+            attach_type: BPF_CGROUP_DEVICE,
+            prog_ids: ids.as_mut_ptr() as u64,
+            prog_cnt: u32::try_from(MAX_PROGRAMS).unwrap(),
+            spare: [PATTERN; 24],
+            ..QueryAttributes::default()
+        };
+        query(&mut attributes).unwrap();
+        let written = attributes.spare.iter().rposition(|word| *word != PATTERN);
+        println!(
+            "words written behind the block: {:?}",
+            written.map(|at| at + 1)
+        );
+        assert!(written.is_none_or(|at| (at + 1) * 8 <= ROOM));
+        assert!(ids[MAX_PROGRAMS..].iter().all(|id| *id == u32::MAX));
+    }
 }

@@ -41,14 +41,15 @@
 //! | 29 | masks through links | `masked` |
 //! | 30 | `--no-pivot`, mounts left on the host | `mounts` |
 //! | 31 | CVE-2026-119101 and kin | `mounts`: the verbs are absent and say so |
-//! | 32 | CVE-2022-0492, CVE-2022-0185, CVE-2026-31431 | `seccomp`; the default profile: `integration/tests` |
-//! | 33 | CVE-2023-2431 | `seccomp`; profiles by file: `daemon/src/domain/container/seccomp/localhost.rs` |
+//! | 32 | CVE-2022-0492, CVE-2022-0185, CVE-2026-31431 | `seccomp`; the default profile: `daemon/src/domain/container/seccomp/default/tests.rs` |
+//! | 33 | CVE-2023-2431 | `seccomp`; profiles by name: `daemon/src/domain/container/seccomp/localhost/tests.rs`, `daemon/src/cri/convert/pod.rs` |
 
 pub(crate) mod arena;
 mod console;
 mod descriptors;
 mod dev;
 mod identity;
+pub(crate) mod loops;
 mod masked;
 mod mounts;
 mod own_binary;

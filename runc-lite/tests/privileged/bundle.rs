@@ -24,8 +24,16 @@ pub(crate) fn ready() -> bool {
 }
 
 pub(crate) fn runtime() -> PathBuf {
-    std::env::var_os("AXIL_TEST_RUNTIME").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_runc-lite")),
+    if let Some(path) = std::env::var_os("AXIL_TEST_RUNTIME") {
+        return PathBuf::from(path);
+    }
+    // Cargo tells tests where it is, and an example nothing: it lies one directory above.
+    option_env!("CARGO_BIN_EXE_runc-lite").map_or_else(
+        || {
+            let own = std::env::current_exe().unwrap();
+            let profile = own.parent().and_then(Path::parent).unwrap();
+            profile.join("runc-lite")
+        },
         PathBuf::from,
     )
 }

@@ -1,63 +1,15 @@
 //! The terminal: tests 23 and 26 with a terminal, and input pushed into a terminal of the host.
 
 use std::fs;
-use std::io::{IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::json;
 
-use super::arena::{Canary, Racer, arm, armed, assert_nothing_got, bind, tried, without_mounts};
+use super::arena::{Canary, arm, armed, assert_nothing_got, bind, tried, without_mounts};
+use super::loops::{create, receive_master, terminals_under_exchange, with_terminal};
 use crate::bundle::{Bundle, ready};
-
-/// Takes a terminal's master if one was sent.
-fn receive_master(listener: &UnixListener) -> Option<OwnedFd> {
-    listener.set_nonblocking(true).unwrap();
-    let (stream, _) = listener.accept().ok()?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0u8; 64];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    rustix::net::recvmsg(
-        stream.as_fd(),
-        &mut parts,
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-    )
-    .ok()?;
-    control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    })
-}
-
-fn with_terminal(script: &str) -> (Bundle, UnixListener) {
-    let mut bundle = Bundle::new(script);
-    bundle.set("/process/terminal", json!(true));
-    let listener = UnixListener::bind(bundle.dir.path().join("tty.sock")).unwrap();
-    (bundle, listener)
-}
-
-fn create(bundle: &Bundle) -> crate::bundle::Done {
-    bundle.write();
-    bundle.call(&[
-        "create",
-        "--console-socket",
-        "tty.sock",
-        "--pid-file",
-        "pid",
-        &bundle.id,
-    ])
-}
-
-/// Whether a descriptor is the master of a pseudo-terminal.
-fn is_master(fd: &OwnedFd) -> bool {
-    let stat = rustix::fs::fstat(fd).unwrap();
-    stat.st_rdev == rustix::fs::makedev(5, 2)
-}
 
 #[test]
 fn privileged_cve_2026_88264_a_console_link_gets_no_terminal_and_no_file() {
@@ -119,51 +71,12 @@ fn privileged_cve_2025_52565_a_terminal_is_never_one_of_the_image() {
     canary.assert_alive();
 }
 
-/// Gives the number of creations, of terminals received and of exchanges.
-pub(super) fn terminals_under_exchange(runs: usize) -> (usize, usize, u64) {
-    let canary = Canary::new();
-    let (mut bundle, listener) = with_terminal("true");
-    without_mounts(&mut bundle, "/dev");
-    let dev = bundle.rootfs().join("dev");
-    fs::create_dir_all(dev.join("pts")).unwrap();
-    fs::write(dev.join("console"), "").unwrap();
-    // What /dev/pts and /dev/console change places with.
-    fs::create_dir(dev.join("pts.evil")).unwrap();
-    symlink(canary.file(), dev.join("pts.evil/0")).unwrap();
-    symlink(canary.file(), dev.join("pts.evil/ptmx")).unwrap();
-    symlink(canary.file(), dev.join("console.evil")).unwrap();
-    bundle.set(
-        "/mounts/-",
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-               "options": ["newinstance", "ptmxmode=0666", "mode=0620"]}),
-    );
-    let racers = [
-        Racer::exchanging(&dev.join("pts"), &dev.join("pts.evil")),
-        Racer::exchanging(&dev.join("console"), &dev.join("console.evil")),
-    ];
-    let mut masters = 0;
-    for _ in 0..runs {
-        let created = create(&bundle).code == 0;
-        if let Some(master) = receive_master(&listener) {
-            assert!(is_master(&master), "something else than a terminal came");
-            masters += 1;
-        } else {
-            assert!(!created, "no terminal, but a container");
-        }
-        bundle.call(&["delete", "--force", &bundle.id]).ok();
-    }
-    let exchanges = racers.into_iter().map(Racer::finish).sum();
-    canary.assert_alive();
-    (runs, masters, exchanges)
-}
-
 #[test]
 fn privileged_cve_2025_52565_a_terminal_under_exchange_is_a_terminal_or_none() {
     if !ready() {
         return;
     }
-    let (_, _, exchanges) = terminals_under_exchange(20);
-    assert!(exchanges > 0);
+    terminals_under_exchange(20);
 }
 
 /// An exec into a container whose /dev/pts was made by its owner.

@@ -279,6 +279,14 @@ fn privileged_ids_that_are_paths_reach_no_directory() {
     canary.assert_alive();
 }
 
+#[test]
+fn privileged_callers_of_one_id_at_once_leave_nothing() {
+    if !ready() {
+        return;
+    }
+    super::loops::callers_of_one_id(16);
+}
+
 /// A state directory that somebody else could fill says nothing.
 #[test]
 fn privileged_a_root_of_somebody_else_is_refused() {

@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::arena::{Canary, Racer, empower, without_mounts};
+use super::arena::{Canary, empower, without_mounts};
+use super::loops::masks_under_exchange;
 use crate::bundle::{Bundle, ready};
 
 /// What the kubelet and the engines ask to be hidden (CVE-2018-10892, CVE-2017-16539, CVE-2020-8694,
@@ -69,43 +70,12 @@ fn privileged_cve_2025_31133_masks_need_no_null_device_of_the_image() {
     }
 }
 
-/// CVE-2025-62161: the null device changes under the runtime's hands. Gives the number of creations and of
-/// exchanges.
-pub(super) fn masks_under_exchange(runs: usize) -> (usize, u64) {
-    let canary = Canary::new();
-    let mut bundle = Bundle::new("cat /secret; echo x > /secret; cat /proc/kcore | head -c 1");
-    without_mounts(&mut bundle, "/dev");
-    let dev = bundle.rootfs().join("dev");
-    fs::create_dir(&dev).unwrap();
-    let (kind, mode) = (rustix::fs::FileType::CharacterDevice, 0o666.into());
-    let number = rustix::fs::makedev(1, 3);
-    rustix::fs::mknodat(rustix::fs::CWD, dev.join("null"), kind, mode, number).unwrap();
-    symlink("/proc/sys/kernel/core_pattern", dev.join("evil")).unwrap();
-    fs::write(bundle.rootfs().join("secret"), "hidden").unwrap();
-    bundle.set("/linux/maskedPaths", json!(["/secret", "/proc/kcore"]));
-    bundle.set("/linux/readonlyPaths", json!([]));
-    bundle.write();
-    let racer = Racer::exchanging(&dev.join("null"), &dev.join("evil"));
-    for _ in 0..runs {
-        let done = bundle.call(&["run", &bundle.id]);
-        assert!(!done.out.contains("hidden"), "{done:?}");
-    }
-    let exchanges = racer.finish();
-    assert_eq!(
-        fs::read_to_string(bundle.rootfs().join("secret")).unwrap(),
-        "hidden"
-    );
-    canary.assert_alive();
-    (runs, exchanges)
-}
-
 #[test]
 fn privileged_cve_2025_62161_a_null_device_that_changes_unmasks_nothing() {
     if !ready() {
         return;
     }
-    let (_, exchanges) = masks_under_exchange(25);
-    assert!(exchanges > 0);
+    masks_under_exchange(25);
 }
 
 /// The cover of a masked file is the host's null device: the container may not change it.

@@ -6,7 +6,10 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::arena::{Canary, Racer, armed, bind, let_loose, names, tried, without_mounts};
+use super::arena::{Canary, bind, without_mounts};
+use super::loops::{
+    creations_beside_a_hostile_container, creations_under_exchange, lives_leave_no_mount,
+};
 use crate::bundle::{Bundle, eventually, ready};
 
 #[test]
@@ -50,74 +53,20 @@ fn privileged_mount_targets_stay_inside_the_root() {
     assert!(!volume.join("made").exists());
 }
 
-/// Directory and link change places in a volume while a container with mounts inside that volume is created.
-/// Gives the number of creations and of exchanges.
-pub(super) fn creations_under_exchange(runs: usize) -> (usize, u64) {
-    let canary = Canary::new();
-    let mut bundle = Bundle::new("cat /proc/self/mountinfo");
-    let volume = bundle.dir.path().join("volume");
-    let source = bundle.dir.path().join("source");
-    fs::create_dir_all(volume.join("a/b")).unwrap();
-    fs::create_dir(&source).unwrap();
-    symlink(canary.path(), volume.join("link")).unwrap();
-    bind(&mut bundle, &volume, "/mnt", &["rbind"]);
-    bundle.set(
-        "/mounts/-",
-        json!({"destination": "/mnt/a/b/c/d", "type": "tmpfs"}),
-    );
-    bind(&mut bundle, &source, "/mnt/a/b/e/f", &[]);
-    bundle.set("/process/cwd", json!("/mnt/a/b/g/h"));
-    bundle.write();
-    let racer = Racer::exchanging(&volume.join("a"), &volume.join("link"));
-    for _ in 0..runs {
-        // It works or it fails; it never reaches the canary.
-        bundle.call(&["run", &bundle.id]);
-    }
-    let exchanges = racer.finish();
-    assert_eq!(names(&volume), ["a", "link"]);
-    canary.assert_alive();
-    (runs, exchanges)
-}
-
 #[test]
 fn privileged_cve_2021_30465_cve_2024_45310_a_racing_neighbour_makes_nothing_on_the_host() {
     if !ready() {
         return;
     }
-    let (_, exchanges) = creations_under_exchange(40);
-    assert!(exchanges > 0);
+    creations_under_exchange(40);
 }
 
-/// As in the advisory: the neighbour is a container with the same volume, and the link leads to `/`.
 #[test]
 fn privileged_cve_2021_30465_a_container_that_exchanges_gets_no_mount_of_the_host() {
     if !ready() {
         return;
     }
-    let canary = Canary::new();
-    let mut hostile = armed(&["exchange", "3", "/volume/target", "/volume/link"]);
-    let volume = hostile.dir.path().join("volume");
-    fs::create_dir_all(volume.join("target")).unwrap();
-    symlink("/", volume.join("link")).unwrap();
-    bind(&mut hostile, &volume, "/volume", &["rw"]);
-    let_loose(&hostile);
-    let before = names(std::path::Path::new("/"));
-    let mut victim = Bundle::new("true");
-    let source = victim.dir.path().join("source");
-    fs::create_dir(&source).unwrap();
-    bind(&mut victim, &volume, "/volume", &["rw"]);
-    bind(&mut victim, &source, "/volume/target", &[]);
-    bind(&mut victim, &source, "/volume/target/etc/made", &[]);
-    for _ in 0..30 {
-        victim.run();
-    }
-    eventually("the end of the attack", || {
-        hostile.output().contains("TRIED")
-    });
-    assert!(tried(&hostile.output(), "exchanges") > 0);
-    assert_eq!(names(std::path::Path::new("/")), before);
-    assert!(!std::path::Path::new("/etc/made").exists());
-    canary.assert_alive();
+    creations_beside_a_hostile_container(30);
 }
 
 /// CVE-2025-24965 and number 15, seen from the system calls: once the root is entered, names of the container
@@ -203,42 +152,6 @@ fn privileged_cve_2025_24965_names_of_the_container_are_resolved_below_its_root(
     }
     assert!(confined > 10, "{confined} confined lookups in {text}");
     canary.assert_alive();
-}
-
-fn host_mounts() -> usize {
-    fs::read_to_string("/proc/thread-self/mountinfo")
-        .unwrap()
-        .lines()
-        .count()
-}
-
-/// Whole lives of containers for each propagation; gives how many there were.
-pub(super) fn lives_leave_no_mount(lives: usize) -> usize {
-    let mut count = 0;
-    for propagation in ["rprivate", "rslave", "rshared"] {
-        let mut bundle = Bundle::new("true");
-        let volume = bundle.dir.path().join("volume");
-        fs::create_dir_all(volume.join("inner")).unwrap();
-        rustix::mount::mount_bind(&volume, &volume).unwrap();
-        let shared = rustix::mount::MountPropagationFlags::SHARED;
-        rustix::mount::mount_change(&volume, shared).unwrap();
-        let before = host_mounts();
-        bind(&mut bundle, &volume, "/mnt", &["rbind", propagation]);
-        if propagation != "rshared" {
-            // In a shared volume a mount is the host's too, as asked.
-            bundle.set(
-                "/mounts/-",
-                json!({"destination": "/mnt/inner", "type": "tmpfs"}),
-            );
-        }
-        for _ in 0..lives {
-            bundle.run().ok();
-            count += 1;
-        }
-        assert_eq!(host_mounts(), before, "{propagation}");
-        rustix::mount::unmount(&volume, rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-    count
 }
 
 #[test]

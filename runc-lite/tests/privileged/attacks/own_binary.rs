@@ -3,73 +3,23 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use serde_json::json;
 
-use super::arena::{Canary, arm, armed, assert_nothing_got, digest, empower, let_loose};
+use super::arena::{Canary, arm, digest};
+use super::loops::{by, executables_under_attack, own_copy};
 use crate::bundle::{Bundle, ready, runtime};
-
-/// The runtime as a file that may be lost, should an attack get through.
-pub(super) fn own_copy(bundle: &Bundle) -> std::path::PathBuf {
-    let copy = bundle.dir.path().join("runtime");
-    fs::copy(runtime(), &copy).unwrap();
-    copy
-}
-
-/// The command line of `bundle` with another binary.
-pub(super) fn by(binary: &std::path::Path, bundle: &Bundle, args: &[&str]) -> Command {
-    let plain = bundle.command(args);
-    let mut command = Command::new(binary);
-    command
-        .args(plain.get_args())
-        .current_dir(bundle.dir.path())
-        .stdin(std::process::Stdio::null());
-    command
-}
-
-/// Execs and runs while the container's init tries to write to every executable it sees.
-pub(super) fn entries_under_attack(execs: usize) -> String {
-    let mut bundle = armed(&["overwrite", "600"]);
-    // With every power over the newcomers that a container may have.
-    empower(
-        &mut bundle,
-        &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_FOWNER"],
-    );
-    let copy = own_copy(&bundle);
-    let before = digest(&copy);
-    let_loose(&bundle);
-    let seconds = std::time::Instant::now();
-    let mut done = 0;
-    while done < execs || (tried_so_far(&bundle) == 0 && seconds.elapsed().as_secs() < 10) {
-        by(&copy, &bundle, &["exec", &bundle.id, "sleep", "0.01"])
-            .output()
-            .unwrap();
-        done += 1;
-    }
-    // The handles stay: what was busy while it ran is not any more.
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(digest(&copy) == before, "the runtime was overwritten");
-    bundle.output()
-}
-
-fn tried_so_far(bundle: &Bundle) -> usize {
-    bundle.output().matches("SEEN").count()
-}
 
 #[test]
 fn privileged_cve_2019_5736_a_held_handle_of_the_runtime_cannot_be_written() {
     if !ready() {
         return;
     }
-    let canary = Canary::new();
-    let out = entries_under_attack(20);
-    assert_nothing_got(&out);
+    let tried = executables_under_attack(20);
     assert!(
-        out.lines().any(|line| line.starts_with("SEEN")),
-        "the attacker never saw the runtime: {out}"
+        tried[1].0 > 0,
+        "the attacker never saw the runtime: {tried:?}"
     );
-    canary.assert_alive();
 }
 
 #[test]

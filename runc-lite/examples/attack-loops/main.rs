@@ -13,6 +13,7 @@
     reason = "it is a test: it fails by panicking and tells what it did on standard output"
 )]
 
+#[expect(dead_code, reason = "the tests use all of it, the loops a part")]
 #[path = "../../tests/privileged/attacks/arena.rs"]
 mod arena;
 #[expect(dead_code, reason = "the tests use all of it, the loops a part")]

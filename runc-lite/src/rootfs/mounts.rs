@@ -88,7 +88,8 @@ fn mount_one(
             copy_up,
             by_mount2,
         } => {
-            let was_there = root.find(&mount.destination)?.is_some();
+            // What cannot be looked up is judged, and refused, when the place is made.
+            let was_there = matches!(root.find(&mount.destination), Ok(Some(_)));
             let target = new_target(root, mount, fs_type)?;
             refuse_inside_proc(mount, fs_type, &target)?;
             let parameters = if was_there {

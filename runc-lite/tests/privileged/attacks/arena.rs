@@ -309,3 +309,44 @@ impl Drop for Racer {
         self.end();
     }
 }
+
+/// The system calls of a create with `options`, by strace(1); `None`, with the reason printed, where there is none.
+/// The container is deleted again.
+pub(crate) fn traced_create(bundle: &Bundle, calls: &str, options: &[&str]) -> Option<String> {
+    use std::process::{Command, Stdio};
+    let found = Command::new("strace").arg("-V").output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        assert!(
+            std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+            "cannot run: it needs strace"
+        );
+        println!("skipped: it needs strace");
+        return None;
+    }
+    bundle.write();
+    let trace = bundle.dir.path().join("trace");
+    let mut create = vec!["create"];
+    create.extend(options);
+    create.push(&bundle.id);
+    let create = bundle.command(&create);
+    // Into files: init keeps the streams.
+    let sink = || fs::File::create(bundle.dir.path().join("sink")).unwrap();
+    let mut child = Command::new("strace")
+        .args(["-f", "-y", "-e", &format!("trace={calls}"), "-o"])
+        .arg(&trace)
+        .arg(create.get_program())
+        .args(create.get_args())
+        .current_dir(bundle.dir.path())
+        .stdin(Stdio::null())
+        .stdout(sink())
+        .stderr(sink())
+        .spawn()
+        .unwrap();
+    eventually("created", || {
+        let state = bundle.call(&["state", &bundle.id]);
+        state.out.contains("\"created\"")
+    });
+    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    child.wait().unwrap();
+    Some(fs::read_to_string(&trace).unwrap())
+}

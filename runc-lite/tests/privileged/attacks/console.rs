@@ -7,7 +7,9 @@ use std::os::unix::net::UnixListener;
 
 use serde_json::json;
 
-use super::arena::{Canary, arm, armed, assert_nothing_got, bind, tried, without_mounts};
+use super::arena::{
+    Canary, arm, armed, assert_nothing_got, bind, traced_create, tried, without_mounts,
+};
 use super::loops::{create, receive_master, terminals_under_exchange, with_terminal};
 use crate::bundle::{Bundle, ready};
 
@@ -77,6 +79,26 @@ fn privileged_cve_2025_52565_a_terminal_under_exchange_is_a_terminal_or_none() {
         return;
     }
     terminals_under_exchange(20);
+}
+
+/// The other side of the terminal is asked for, not looked up: whatever lies at its name by then.
+#[test]
+fn privileged_cve_2025_52565_a_terminal_is_opened_by_no_name() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let (bundle, listener) = with_terminal("sleep 1000");
+    let options = ["--console-socket", "tty.sock"];
+    let Some(text) = traced_create(&bundle, "%file,openat2,ioctl", &options) else {
+        return;
+    };
+    assert!(receive_master(&listener).is_some());
+    assert!(text.contains("TIOCGPTPEER"), "{text}");
+    for line in text.lines().filter(|line| line.contains("open")) {
+        assert!(!line.contains("pts/0\""), "{line}");
+    }
+    canary.assert_alive();
 }
 
 /// An exec into a container whose /dev/pts was made by its owner.

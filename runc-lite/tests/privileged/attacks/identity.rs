@@ -133,6 +133,15 @@ fn privileged_cve_2022_24769_nothing_is_inheritable_unless_the_document_says_so(
             assert_eq!(bundle.exec(&["sh", "-c", &script]).ok(), expected);
         }
     }
+    // What the document makes inheritable does not become ambient for it.
+    let mut bundle = Bundle::new("grep -E '^Cap(Inh|Amb)' /proc/self/status");
+    let kill = json!(["CAP_KILL"]);
+    bundle.set(
+        "/process/capabilities",
+        json!({"bounding": kill, "permitted": kill, "effective": kill, "inheritable": kill}),
+    );
+    let expected = "CapInh:\t0000000000000020\nCapAmb:\t0000000000000000";
+    assert_eq!(bundle.run().ok(), expected);
     canary.assert_alive();
 }
 

@@ -387,6 +387,8 @@ pub(crate) fn newcomers_under_attack(victims: usize) -> Tried {
     ] {
         let out = execs_under_attack(capabilities, victims);
         assert_nothing_got(&out);
+        let may_trace = capabilities.contains(&"CAP_SYS_PTRACE");
+        assert_eq!(out.contains("TRACED"), may_trace, "{out}");
         for (count, name) in total.iter_mut().zip(["victims", "looks", "steps"]) {
             count.0 += number(tried(&out, name));
         }

@@ -178,3 +178,23 @@ fn privileged_masks_below_proc_and_sys_follow_no_link() {
     assert_eq!(bundle.run().ok(), "");
     canary.assert_alive();
 }
+
+/// A host whose null device is something else masks nothing with it.
+#[test]
+fn privileged_cve_2025_31133_the_host_s_null_device_is_verified_too() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle = Bundle::new("cat /secret");
+    let decoy = bundle.dir.path().join("decoy");
+    fs::write(&decoy, "decoy").unwrap();
+    fs::write(bundle.rootfs().join("secret"), "hidden").unwrap();
+    bundle.set("/linux/maskedPaths", json!(["/secret"]));
+    // In the mount namespace of this test.
+    rustix::mount::mount_bind(&decoy, "/dev/null").unwrap();
+    let done = bundle.run();
+    rustix::mount::unmount("/dev/null", rustix::mount::UnmountFlags::DETACH).unwrap();
+    done.fails(1, "is not the null device");
+    canary.assert_alive();
+}

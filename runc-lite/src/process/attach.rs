@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::intermediate::{Role, bear};
-use super::message::{ChildEnd, LISTENER, ToChild, ToParent, pair};
+use super::message::{ChildEnd, LISTENER, ParentEnd, ToChild, ToParent, pair};
 use super::parent::{
     ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive, protect,
     set_oom_score, write_pid_file,
@@ -141,53 +141,17 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     if let Some(score) = request.plan.oom_score_adj {
         set_oom_score(intermediate.pid(), score, request.log)?;
     }
-    let mut agent = agent;
     protect()?;
     let (pid, channel) = proceed_and_receive(intermediate)?;
     let pidfd = open_pidfd(pid)?;
     if let Some(namespace) = &ids.namespace {
         prepare_from_outside(pid, request.plan, namespace);
     }
-    let talk = |e| io_error("talk to", "the new process", e);
-    channel.send(&ToChild::Proceed).map_err(talk)?;
-    let (mut ready, mut warnings) = (false, 0);
-    loop {
-        match channel.receive_with_descriptor().map_err(talk)? {
-            Some((ToParent::Ready, _)) => ready = true,
-            Some((ToParent::Warning(text), _)) if warnings < MAX_WARNINGS => {
-                warnings += 1;
-                request.log.warn(&text);
-            }
-            Some((ToParent::Failed(reason), _)) => {
-                reap(pid, WaitOptions::empty());
-                return Err(ProcessError::Child { reason });
-            }
-            Some((ToParent::Listener, Some(seccomp_fd))) if agent.is_some() => {
-                let sent = agent.take().map(|agent| {
-                    let state = agent_state(request.record, agent.metadata(), pid, "running");
-                    agent.hand_over(&state, seccomp_fd.as_fd())
-                });
-                if let Some(Err(error)) = sent {
-                    // Nobody will answer: the program must not run.
-                    let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
-                    reap(pid, WaitOptions::empty());
-                    return Err(error.into());
-                }
-            }
-            Some((other, _)) => {
-                return Err(ProcessError::Child {
-                    reason: format!("unexpected {other:?}"),
-                });
-            }
-            // The socket closes on execve.
-            None if ready => break,
-            None => {
-                reap(pid, WaitOptions::empty());
-                return Err(ProcessError::Child {
-                    reason: "the process died before it could run its program".to_owned(),
-                });
-            }
-        }
+    if let Err(error) = watch(request, &channel, agent, pid) {
+        // Whatever it still waits for, an agent's answer for one: it must not run its program later.
+        let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
+        reap(pid, WaitOptions::empty());
+        return Err(error);
     }
     if let Some(path) = request.pid_file {
         write_pid_file(path, pid)?;
@@ -275,6 +239,46 @@ fn foreign(pid: i32) -> ThreadNameSpaceType {
             NamespaceKind::Time => ThreadNameSpaceType::TIME,
         })
         .fold(ThreadNameSpaceType::empty(), |all, one| all | one)
+}
+
+/// Lets the new process proceed and serves it until it runs its program.
+fn watch(
+    request: &AttachRequest<'_>,
+    channel: &ParentEnd,
+    mut agent: Option<Agent<'_>>,
+    pid: i32,
+) -> Result<(), ProcessError> {
+    let talk = |e| io_error("talk to", "the new process", e);
+    channel.send(&ToChild::Proceed).map_err(talk)?;
+    let (mut ready, mut warnings) = (false, 0);
+    loop {
+        match channel.receive_with_descriptor().map_err(talk)? {
+            Some((ToParent::Ready, _)) => ready = true,
+            Some((ToParent::Warning(text), _)) if warnings < MAX_WARNINGS => {
+                warnings += 1;
+                request.log.warn(&text);
+            }
+            Some((ToParent::Failed(reason), _)) => return Err(ProcessError::Child { reason }),
+            Some((ToParent::Listener, Some(seccomp_fd))) if agent.is_some() => {
+                if let Some(agent) = agent.take() {
+                    let state = agent_state(request.record, agent.metadata(), pid, "running");
+                    agent.hand_over(&state, seccomp_fd.as_fd())?;
+                }
+            }
+            Some((other, _)) => {
+                return Err(ProcessError::Child {
+                    reason: format!("unexpected {other:?}"),
+                });
+            }
+            // The socket closes on execve.
+            None if ready => return Ok(()),
+            None => {
+                return Err(ProcessError::Child {
+                    reason: "the process died before it could run its program".to_owned(),
+                });
+            }
+        }
+    }
 }
 
 /// The new process, born in the container's namespaces. Never returns.

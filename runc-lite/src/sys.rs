@@ -22,6 +22,6 @@ pub use scheduling::{
     SchedulingAttributes, set_cpu_affinity, set_io_priority, set_memory_policy, set_scheduler,
 };
 pub use signal::{
-    SignalSet, block_all_signals, read_signal, restore_default_signals, send_signal,
-    signal_descriptor, wait_for_signal,
+    SignalSet, block_all_signals, exit_on_termination, read_signal, restore_default_signals,
+    send_signal, signal_descriptor, wait_for_signal,
 };

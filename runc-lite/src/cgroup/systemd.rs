@@ -256,7 +256,7 @@ impl Cgroup for SystemdCgroup {
         if let Some(subgroup) = subgroup {
             subgroup.check_exists(&self.record().directories)?;
         }
-        let below = subgroup.map_or("/".to_owned(), |subgroup| format!("/{}", subgroup.path));
+        let below = subgroup.map_or("/".to_owned(), |subgroup| subgroup.below_unified());
         Ok(self.connect()?.attach(&self.unit.name, &below, pid)?)
     }
 

@@ -37,7 +37,7 @@ struct Options {
     pid_file: Option<PathBuf>,
     console_socket: Option<PathBuf>,
     pidfd_socket: Option<PathBuf>,
-    subgroup: Option<Subgroup>,
+    cgroups: Vec<String>,
     preserve_fds: u32,
     ignore_paused: bool,
     args: Vec<String>,
@@ -79,7 +79,7 @@ fn parse(parser: &mut lexopt::Parser) -> Result<(Options, ContainerId), CommandE
                 options.process_label = Some(text_value(parser, "process-label")?);
             }
             Long("cgroup") => {
-                options.subgroup = Some(Subgroup::parse(&text_value(parser, "cgroup")?)?);
+                options.cgroups.push(text_value(parser, "cgroup")?);
             }
             Long("preserve-fds") => options.preserve_fds = number_value(parser, "preserve-fds")?,
             Long("ignore-paused") => options.ignore_paused = true,
@@ -165,6 +165,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
             "--console-socket goes with --detach only: in the foreground the runtime has the terminal",
         ));
     }
+    let subgroup = Subgroup::parse(&options.cgroups)?;
     let passed = Passed::preserved(options.preserve_fds)?;
     let pidfd_socket = connect_pidfd_socket(options.pidfd_socket.as_deref())?;
     keep_descriptors(passed.count)?;
@@ -194,7 +195,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
         filter: filter.as_ref(),
         cgroup: group.as_deref(),
         resctrl: container.record.resctrl.as_ref(),
-        subgroup: options.subgroup.as_ref(),
+        subgroup: subgroup.as_ref(),
         pid_file: options.pid_file.as_deref(),
         console,
         preserve_fds: passed.count,

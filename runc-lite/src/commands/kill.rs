@@ -42,16 +42,21 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
     }
     let status = container.status();
     let not_running = || refused("container not running");
+    if signal == libc::SIGKILL && !container.record.private_pid_namespace {
+        // No PID namespace ends with init: the rest of the container is ended by its cgroup, also when init
+        // is gone already.
+        let group = container.cgroup().ok_or_else(not_running)?;
+        if group.processes().is_empty() {
+            return Err(not_running());
+        }
+        return Ok(group.kill()?);
+    }
     let init = container.init().ok_or_else(not_running)?;
     send_signal(init.as_fd(), signal).map_err(|_| not_running())?;
     if signal == libc::SIGKILL {
         let Some(group) = container.cgroup() else {
             return Ok(());
         };
-        if !container.record.private_pid_namespace {
-            // No PID namespace ends with init: the rest of the container is ended by its cgroup.
-            group.signal(signal)?;
-        }
         if status == Status::Paused {
             // A frozen process dies when it is thawed.
             group.set_frozen(false)?;

@@ -134,7 +134,12 @@ fn run_one(hook: &Hook, surroundings: Surroundings<'_>) -> Result<(), String> {
     match running.reap() {
         Some(0) => Ok(()),
         Some(code) if code > 0 => Err(format!("exit status {code}{}", told(&words))),
-        Some(code) => Err(format!("killed by signal {}{}", -code, told(&words))),
+        Some(code) => Err(format!(
+            "killed by signal {}{}{}",
+            -code,
+            signal_text(-code),
+            told(&words)
+        )),
         None => Err("it was waited for by somebody else".to_owned()),
     }
 }
@@ -303,6 +308,16 @@ fn told(words: &[u8]) -> String {
         String::new()
     } else {
         format!(": {text}")
+    }
+}
+
+/// What a signal means that says why a hook was ended.
+fn signal_text(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGSYS => " (bad system call)",
+        libc::SIGKILL => " (killed)",
+        libc::SIGSEGV => " (segmentation fault)",
+        _ => "",
     }
 }
 

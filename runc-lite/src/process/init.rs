@@ -78,6 +78,10 @@ pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
     if close_all_except(first, &[inheritance.gate]).is_err() {
         exit_now(1)
     }
+    // A created container can be ended by kill as any other.
+    if crate::sys::exit_on_termination().is_err() {
+        exit_now(1)
+    }
     let Ok(starter) = gate::wait(inheritance.gate) else {
         exit_now(1)
     };

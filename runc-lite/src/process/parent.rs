@@ -224,6 +224,9 @@ fn make(
         .transpose()?;
     if let Some(filter) = &filter {
         filter.check_host()?;
+        request
+            .log
+            .debug(|| format!("seccomp filter flags: {}", filter.flags));
     }
     let wish = Wish {
         driver: request.cgroup_driver,

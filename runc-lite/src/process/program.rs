@@ -128,7 +128,6 @@ impl Prepared<'_> {
     pub(super) fn execute(self) -> String {
         let error = crate::sys::exec(&self.path, &self.argv, &self.env);
         let hint = match error.raw_os_error() {
-            Some(libc::ENOENT) => " (is its interpreter missing?)",
             Some(libc::ENOEXEC) => " (not a program of this machine, or a script without #!)",
             _ => "",
         };

@@ -89,6 +89,15 @@ pub fn finish(root: &Root, plan: &RootfsPlan) -> Result<(), RootfsError> {
     unmount(".", UnmountFlags::DETACH).map_err(|e| fail("detach the host's", e))?;
     rustix::process::chdir("/").map_err(|e| fail("change directory to", e))?;
     if let Some(propagation) = plan.propagation {
+        if propagation.kind == PropagationKind::Shared {
+            // Of a group of its own: what the host mounts below the rootfs is not for the container.
+            let private = Propagation {
+                kind: PropagationKind::Private,
+                recursive: false,
+            };
+            propagate(root.as_fd(), &[private])
+                .map_err(|e| io_error("change the propagation of", "/", e))?;
+        }
         propagate(root.as_fd(), &[propagation])
             .map_err(|e| io_error("change the propagation of", "/", e))?;
     }

@@ -110,7 +110,8 @@ impl Root {
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => Err(RootfsError::Unsafe {
                 path: path.to_owned(),
-                reason: "must be an ordinary directory, not a symbolic link or file".to_owned(),
+                reason: "must be mounted on ordinary directory, it is a symbolic link or file"
+                    .to_owned(),
             }),
             Err(errno) => Err(io_error("open", path, errno)),
         }

@@ -1,4 +1,4 @@
-//! Signal masks and synchronous waiting: the runtime installs no handlers.
+//! Signal masks and synchronous waiting: the runtime installs no handlers, but for an init that waits.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -52,6 +52,37 @@ pub fn restore_default_signals() -> io::Result<()> {
     // SAFETY: `set` is initialised and the old mask is not asked for.
     let result =
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Lets SIGHUP, SIGINT, SIGQUIT and SIGTERM end this process with 128 and their number, also where it is the
+/// first of a PID namespace, for which signals without a handler do not exist (pid_namespaces(7)). An execve
+/// takes this back.
+///
+/// # Errors
+/// The errno of sigaction(2) or sigprocmask(2).
+pub fn exit_on_termination() -> io::Result<()> {
+    extern "C" fn leave(signal: libc::c_int) {
+        // SAFETY: _exit(2) is safe in a signal handler and does not return.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let mut set = empty_set();
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // SAFETY: the handler only calls _exit(2), so it may interrupt anything.
+        let old = unsafe { libc::signal(signal, leave as *const () as libc::sighandler_t) };
+        if old == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `set` is initialised and the number is that of a signal.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: `set` is initialised and the old mask is not asked for.
+    let result =
+        unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
     if result == -1 {
         Err(io::Error::last_os_error())
     } else {

@@ -394,3 +394,52 @@ fn privileged_every_command_gives_its_help() {
     bundle.start().ok();
     assert_eq!(bundle.exec(&["echo", "-h"]).ok(), "-h");
 }
+
+#[test]
+fn privileged_a_created_container_ends_on_a_signal_like_any_other() {
+    if !ready() {
+        return;
+    }
+    let bundle = Bundle::new("sleep 1000");
+    bundle.create().ok();
+    bundle.call(&["kill", &bundle.id, "0"]).ok();
+    assert_eq!(bundle.status(), "created");
+    bundle.call(&["kill", &bundle.id, "TERM"]).ok();
+    eventually("init ends", || bundle.status() == "stopped");
+    bundle
+        .call(&["kill", &bundle.id, "0"])
+        .fails(1, "container not running");
+    bundle.call(&["delete", &bundle.id]).ok();
+    bundle.assert_gone();
+}
+
+#[test]
+fn privileged_kill_reaches_what_outlives_an_init_of_the_hosts_pid_namespace() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|namespace| namespace["type"] != "pid");
+    bundle.create().ok();
+    bundle.start().ok();
+    let mut command = bundle.command(&["exec", "-d", "--pid-file", "exec.pid", &bundle.id]);
+    command.args(["sleep", "1000"]);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.unwrap().success());
+    let pid = std::fs::read_to_string(bundle.dir.path().join("exec.pid")).unwrap();
+    bundle.call(&["kill", &bundle.id, "TERM"]).ok();
+    eventually("init ends", || bundle.status() == "stopped");
+    let is_alive = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    assert!(is_alive());
+    bundle.call(&["kill", &bundle.id, "KILL"]).ok();
+    eventually("the other process ends", || !is_alive());
+    bundle
+        .call(&["kill", &bundle.id, "KILL"])
+        .fails(1, "container not running");
+}

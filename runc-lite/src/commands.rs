@@ -269,8 +269,7 @@ fn parse_globals(parser: &mut lexopt::Parser) -> Result<Parsed, CommandError> {
                     Some(path) => Log::open(&path, format, debug).map_err(|e| {
                         io_error("open the log file", path.display().to_string(), e)
                     })?,
-                    None if debug => Log::stderr(format),
-                    None => Log::none(),
+                    None => Log::stderr(format, debug),
                 };
                 let globals = Globals {
                     root_is_given: given_root.is_some(),

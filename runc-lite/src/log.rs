@@ -66,14 +66,14 @@ impl Log {
         }
     }
 
-    /// A log on standard error, with what `--debug` adds.
+    /// A log on standard error. Without `--debug` it has errors only: on success nothing is said there.
     #[must_use]
-    pub fn stderr(format: Format) -> Log {
+    pub fn stderr(format: Format, debug: bool) -> Log {
         Log {
             file: None,
             stderr: true,
             format,
-            debug: true,
+            debug,
         }
     }
 
@@ -104,7 +104,12 @@ impl Log {
 
     /// Writes one line. A log that cannot be written never stops the work.
     pub fn write(&self, level: Level, message: &str) {
-        if level == Level::Debug && !self.debug || self.file.is_none() && !self.stderr {
+        let wanted = match level {
+            Level::Error => true,
+            Level::Warning => self.debug || !self.stderr,
+            Level::Debug => self.debug,
+        };
+        if !wanted || self.file.is_none() && !self.stderr {
             return;
         }
         let time = rfc3339(SystemTime::now());

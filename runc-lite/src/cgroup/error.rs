@@ -29,7 +29,9 @@ pub enum CgroupError {
         controller: &'static str,
     },
     /// A setting that only cgroup v2 has, on v1.
-    #[error("config.json: linux.resources.unified[{key:?}] needs cgroup v2, this host has v1")]
+    #[error(
+        "invalid configuration: config.json: linux.resources.unified[{key:?}] needs cgroup v2, this host has v1"
+    )]
     UnifiedOnV1 {
         /// First key of the map.
         key: String,

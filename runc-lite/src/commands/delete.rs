@@ -1,5 +1,8 @@
 //! `delete`: remove a container and everything create made, at whatever point create got to.
 
+use std::os::fd::AsFd;
+use std::time::Duration;
+
 use lexopt::prelude::*;
 
 use super::start::hooks_of;
@@ -8,6 +11,9 @@ use crate::container::{Container, Status};
 use crate::process::hooks::{self, Surroundings};
 use crate::process::state_text;
 use crate::state::StateError;
+
+/// How long delete waits for a running container to end by itself before it refuses.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
     let (mut force, mut id) = (false, None);
@@ -33,7 +39,14 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
         }
         Err(error) => return Err(error.into()),
     };
-    let status = container.status();
+    let mut status = container.status();
+    if !force && status == Status::Running {
+        // It may be about to end: callers delete right after a kill, or after a program that is done.
+        if let Some(init) = container.init() {
+            let _ = crate::process::wait_for_exit(init.as_fd(), LAST_MOMENT);
+        }
+        status = container.status();
+    }
     if !force && matches!(status, Status::Running | Status::Paused | Status::Creating) {
         return Err(refused(format!(
             "cannot delete container {:?} that is not stopped: {}",

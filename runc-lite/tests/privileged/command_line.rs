@@ -326,6 +326,27 @@ fn privileged_success_is_silent_and_failures_are_told_twice() {
 }
 
 #[test]
+fn privileged_without_a_log_errors_are_its_lines_on_standard_error() {
+    if !ready() {
+        return;
+    }
+    let bundle = Bundle::new("true");
+    let call = |format: &[&str]| {
+        let mut command = Command::new(super::bundle::runtime());
+        command.arg("--root").arg(bundle.state_root()).args(format);
+        let output = command.args(["state", "nobody"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = call(&[]);
+    let words = "level=error msg=\"container \\\"nobody\\\" does not exist\"";
+    assert!(text.starts_with("time=") && text.contains(words), "{text}");
+    let line: serde_json::Value = serde_json::from_str(&call(&["--log-format", "json"])).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(line["msg"], "container \"nobody\" does not exist");
+}
+
+#[test]
 fn privileged_debug_lines_go_to_the_log_or_to_standard_error() {
     if !ready() {
         return;

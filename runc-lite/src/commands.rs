@@ -38,7 +38,7 @@ use crate::state::{ContainerId, StateError};
 /// Where containers are kept when `--root` does not say.
 const DEFAULT_ROOT: &str = "/run/runc-lite";
 /// Version of the runtime specification this runtime follows.
-pub(crate) const OCI_VERSION: &str = "1.2.1";
+pub(crate) const OCI_VERSION: &str = "1.3.0";
 
 /// What ends a command without success.
 #[derive(Debug, thiserror::Error)]

@@ -9,22 +9,143 @@
 )]
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+
+/// Reads an object whose keys are data. serde refuses a field that comes twice, but would keep the last of two
+/// equal keys; other readers of the same document may keep the first.
+fn unique_keys<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    struct Unique<V>(PhantomData<V>);
+
+    impl<'de, V: Deserialize<'de>> Visitor<'de> for Unique<V> {
+        type Value = BTreeMap<String, V>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut read = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, V>()? {
+                if read.contains_key(&key) {
+                    return Err(A::Error::custom(format_args!("duplicate key {key:?}")));
+                }
+                read.insert(key, value);
+            }
+            Ok(read)
+        }
+
+        // Writers in Go put null where a map was never made.
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+    }
+
+    deserializer.deserialize_any(Unique(PhantomData))
+}
+
+/// An object, where serde's derived structures would take an array of the fields' values too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer
+            .deserialize_map(Fields(PhantomData))
+            .map(Object)
+    }
+}
+
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+fn maybe_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let read = Option::<Object<T>>::deserialize(deserializer)?;
+    Ok(read.map(|Object(value)| value))
+}
+
+/// Writers in Go put null where a list was never made.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let read = Option::<Vec<Object<T>>>::deserialize(deserializer)?;
+    Ok(read
+        .unwrap_or_default()
+        .into_iter()
+        .map(|Object(value)| value)
+        .collect())
+}
+
+impl Config {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// What is wrong with it, by line and column.
+    pub fn parse(document: &[u8]) -> Result<Config, serde_json::Error> {
+        serde_json::from_slice::<Object<Config>>(document).map(|Object(config)| config)
+    }
+}
+
+impl Process {
+    /// Reads a process document.
+    ///
+    /// # Errors
+    /// What is wrong with it, by line and column.
+    pub fn parse(document: &[u8]) -> Result<Process, serde_json::Error> {
+        serde_json::from_slice::<Object<Process>>(document).map(|Object(process)| process)
+    }
+}
 
 /// The whole document.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Config {
     pub oci_version: String,
+    #[serde(deserialize_with = "maybe_object")]
     pub root: Option<Root>,
+    #[serde(deserialize_with = "maybe_object")]
     pub process: Option<Process>,
     pub hostname: String,
     pub domainname: String,
+    #[serde(deserialize_with = "objects")]
     pub mounts: Vec<Mount>,
+    #[serde(deserialize_with = "maybe_object")]
     pub hooks: Option<Hooks>,
+    #[serde(deserialize_with = "unique_keys")]
     pub annotations: BTreeMap<String, String>,
+    #[serde(deserialize_with = "maybe_object")]
     pub linux: Option<Linux>,
 }
 
@@ -40,20 +161,26 @@ pub struct Root {
 #[serde(rename_all = "camelCase", default)]
 pub struct Process {
     pub terminal: bool,
+    #[serde(deserialize_with = "maybe_object")]
     pub console_size: Option<ConsoleSize>,
+    #[serde(deserialize_with = "object")]
     pub user: User,
     pub args: Vec<String>,
     pub env: Vec<String>,
     pub cwd: String,
+    #[serde(deserialize_with = "maybe_object")]
     pub capabilities: Option<Capabilities>,
+    #[serde(deserialize_with = "objects")]
     pub rlimits: Vec<Rlimit>,
     pub no_new_privileges: bool,
     pub apparmor_profile: String,
     pub oom_score_adj: Option<i32>,
     pub selinux_label: String,
+    #[serde(deserialize_with = "maybe_object")]
     pub scheduler: Option<Scheduler>,
+    #[serde(deserialize_with = "maybe_object")]
     pub io_priority: Option<IoPriority>,
-    #[serde(rename = "execCPUAffinity")]
+    #[serde(rename = "execCPUAffinity", deserialize_with = "maybe_object")]
     pub exec_cpu_affinity: Option<ExecCpuAffinity>,
 }
 
@@ -127,9 +254,9 @@ pub struct Mount {
     pub source: String,
     #[serde(deserialize_with = "null_as_default")]
     pub options: Vec<String>,
-    #[serde(rename = "uidMappings", deserialize_with = "null_as_default")]
+    #[serde(rename = "uidMappings", deserialize_with = "objects")]
     pub uid_mappings: Vec<IdMapping>,
-    #[serde(rename = "gidMappings", deserialize_with = "null_as_default")]
+    #[serde(rename = "gidMappings", deserialize_with = "objects")]
     pub gid_mappings: Vec<IdMapping>,
 }
 
@@ -147,11 +274,17 @@ pub struct IdMapping {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Hooks {
+    #[serde(deserialize_with = "objects")]
     pub prestart: Vec<Hook>,
+    #[serde(deserialize_with = "objects")]
     pub create_runtime: Vec<Hook>,
+    #[serde(deserialize_with = "objects")]
     pub create_container: Vec<Hook>,
+    #[serde(deserialize_with = "objects")]
     pub start_container: Vec<Hook>,
+    #[serde(deserialize_with = "objects")]
     pub poststart: Vec<Hook>,
+    #[serde(deserialize_with = "objects")]
     pub poststop: Vec<Hook>,
 }
 
@@ -176,25 +309,33 @@ pub struct Hook {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Linux {
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "objects")]
     pub uid_mappings: Vec<IdMapping>,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "objects")]
     pub gid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "unique_keys")]
     pub sysctl: BTreeMap<String, String>,
+    #[serde(deserialize_with = "maybe_object")]
     pub resources: Option<Resources>,
     pub cgroups_path: String,
+    #[serde(deserialize_with = "objects")]
     pub namespaces: Vec<Namespace>,
+    #[serde(deserialize_with = "objects")]
     pub devices: Vec<Device>,
+    #[serde(deserialize_with = "unique_keys")]
     pub net_devices: BTreeMap<String, NetDevice>,
     pub seccomp: Option<Box<RawValue>>,
     pub rootfs_propagation: String,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub mount_label: String,
+    #[serde(deserialize_with = "maybe_object")]
     pub intel_rdt: Option<IntelRdt>,
+    #[serde(deserialize_with = "maybe_object")]
     pub memory_policy: Option<MemoryPolicy>,
+    #[serde(deserialize_with = "maybe_object")]
     pub personality: Option<Personality>,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "unique_keys")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
 }
 
@@ -204,15 +345,6 @@ pub struct Linux {
 pub struct TimeOffset {
     pub secs: i64,
     pub nanosecs: u32,
-}
-
-/// Callers written in Go spell "nothing" as `null` too.
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -272,15 +404,23 @@ pub struct Device {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
+    #[serde(deserialize_with = "objects")]
     pub devices: Vec<DeviceRule>,
+    #[serde(deserialize_with = "maybe_object")]
     pub memory: Option<Memory>,
+    #[serde(deserialize_with = "maybe_object")]
     pub cpu: Option<Cpu>,
+    #[serde(deserialize_with = "maybe_object")]
     pub pids: Option<Pids>,
-    #[serde(rename = "blockIO")]
+    #[serde(rename = "blockIO", deserialize_with = "maybe_object")]
     pub block_io: Option<BlockIo>,
+    #[serde(deserialize_with = "objects")]
     pub hugepage_limits: Vec<HugepageLimit>,
+    #[serde(deserialize_with = "maybe_object")]
     pub network: Option<Network>,
+    #[serde(deserialize_with = "unique_keys")]
     pub rdma: BTreeMap<String, Rdma>,
+    #[serde(deserialize_with = "unique_keys")]
     pub unified: BTreeMap<String, String>,
 }
 
@@ -336,12 +476,15 @@ pub struct Pids {
 pub struct BlockIo {
     pub weight: Option<u16>,
     pub leaf_weight: Option<u16>,
+    #[serde(deserialize_with = "objects")]
     pub weight_device: Vec<WeightDevice>,
+    #[serde(deserialize_with = "objects")]
     pub throttle_read_bps_device: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "objects")]
     pub throttle_write_bps_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleReadIOPSDevice")]
+    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "objects")]
     pub throttle_read_iops_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleWriteIOPSDevice")]
+    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "objects")]
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
 }
 
@@ -374,6 +517,7 @@ pub struct HugepageLimit {
 pub struct Network {
     #[serde(rename = "classID")]
     pub class_id: Option<u32>,
+    #[serde(deserialize_with = "objects")]
     pub priorities: Vec<InterfacePriority>,
 }
 

@@ -2,6 +2,7 @@
 //! be born into an existing PID namespace, init itself, and later processes (`exec`).
 
 mod attach;
+mod bundle;
 mod courier;
 pub(crate) mod descriptor;
 mod environment;
@@ -26,6 +27,7 @@ mod user_namespace;
 mod wait;
 
 pub use attach::{AttachRequest, Attached, attach};
+pub use bundle::read_process;
 pub use gate::{is_waiting, open as open_gate, start};
 pub use net_devices::NetDeviceError;
 pub use parent::{CreateRequest, Created, ProcessError, create};

@@ -8,6 +8,7 @@ mod process;
 mod resources;
 mod scheduling;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::config::{Config, Device, Hooks, Linux};
@@ -74,7 +75,8 @@ fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> SpecError
 /// # Errors
 /// [`SpecError`] for anything that cannot be carried out exactly as written.
 pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecError> {
-    check_version(&config.oci_version)?;
+    check_version(&config.oci_version, warnings)?;
+    check_annotations(&config.annotations)?;
     let root = config.root.ok_or(SpecError::Missing { field: "root" })?;
     if root.path.is_empty() {
         return Err(SpecError::Missing { field: "root.path" });
@@ -147,20 +149,67 @@ pub fn plan(config: Config, warnings: &mut Vec<String>) -> Result<Plan, SpecErro
     })
 }
 
-fn check_version(version: &str) -> Result<(), SpecError> {
+/// Newest minor version of the specification this runtime knows.
+const MINOR: u64 = 3;
+
+/// `ociVersion` must be a semantic version (semver.org 2.0.0) of the specification's first major version.
+fn check_version(version: &str, warnings: &mut Vec<String>) -> Result<(), SpecError> {
     if version.is_empty() {
         return Err(SpecError::Missing {
             field: "ociVersion",
         });
     }
-    if version.split('.').next() == Some("1") {
-        return Ok(());
+    let refuse = |reason: &str| Err(invalid("ociVersion", version, reason));
+    let Some((major, minor)) = parse_version(version) else {
+        return refuse("is not a semantic version");
+    };
+    match (major, minor) {
+        (1, minor) => {
+            if minor > MINOR {
+                warnings.push(format!(
+                    "ociVersion {version:?} is newer than 1.{MINOR}: fields it added are ignored"
+                ));
+            }
+            Ok(())
+        }
+        (0, _) => refuse("is older than the first stable version 1.0.0"),
+        _ => refuse("is not a version 1 document"),
     }
-    Err(invalid(
-        "ociVersion",
-        version,
-        "is not a version 1 document",
-    ))
+}
+
+/// Major and minor number of `MAJOR.MINOR.PATCH[-PRE][+BUILD]`.
+fn parse_version(version: &str) -> Option<(u64, u64)> {
+    let (version, build) = version
+        .split_once('+')
+        .map_or((version, None), |(v, b)| (v, Some(b)));
+    let (core, pre) = version
+        .split_once('-')
+        .map_or((version, None), |(c, p)| (c, Some(p)));
+    let is_label = |text: &str| {
+        let plain = |part: &str| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        text.split('.').all(plain)
+    };
+    if !pre.is_none_or(is_label) || !build.is_none_or(is_label) {
+        return None;
+    }
+    let number = |text: &str| {
+        let plain = text.bytes().all(|b| b.is_ascii_digit());
+        let leading_zero = text.len() > 1 && text.starts_with('0');
+        text.parse::<u64>().ok().filter(|_| plain && !leading_zero)
+    };
+    let mut numbers = core.split('.').map(number);
+    let (major, minor, patch) = (numbers.next()??, numbers.next()??, numbers.next()?);
+    (patch.is_some() && numbers.next().is_none()).then_some((major, minor))
+}
+
+/// Annotations are carried along; the specification has one rule for their keys.
+fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), SpecError> {
+    match annotations.get("") {
+        Some(value) => Err(invalid("annotations[\"\"]", value, "has an empty key")),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what execve and mount could only see cut short.

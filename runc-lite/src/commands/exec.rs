@@ -18,9 +18,6 @@ use crate::process::{AttachRequest, Console, Relay, attach, forward_signals_unti
 use crate::spec::plan_process;
 use crate::state::{CONFIG_FILE, ContainerId};
 
-/// Bound of a process document.
-const MAX_DOCUMENT: u64 = 16 << 20;
-
 #[derive(Debug, Default)]
 struct Options {
     process: Option<PathBuf>,
@@ -231,7 +228,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
 fn plan(options: &Options, own: Process, linux: &Linux) -> Result<ProcessPlan, CommandError> {
     let own_capabilities = own.capabilities.clone();
     let mut process = match &options.process {
-        Some(path) => read_process(path)?,
+        Some(path) => crate::process::read_process(path)?,
         None => {
             let mut process = Process {
                 args: options.args.clone(),
@@ -278,17 +275,6 @@ fn plan(options: &Options, own: Process, linux: &Linux) -> Result<ProcessPlan, C
         }
     }
     Ok(plan_process(process, linux)?)
-}
-
-fn read_process(path: &std::path::Path) -> Result<Process, CommandError> {
-    use std::io::Read;
-    let fail = |e: std::io::Error| io_error("read", path.display().to_string(), e);
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(fail)?;
-    file.take(MAX_DOCUMENT)
-        .read_to_end(&mut bytes)
-        .map_err(fail)?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(e.into()))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ struct Features {
     mount_options: Vec<String>,
     linux: Linux,
     annotations: BTreeMap<&'static str, &'static str>,
+    potentially_unsafe_config_annotations: [&'static str; 1],
 }
 
 #[derive(Serialize)]
@@ -169,5 +170,7 @@ fn features() -> Features {
             },
         },
         annotations: BTreeMap::from([("runc-lite.version", env!("CARGO_PKG_VERSION"))]),
+        // Properties of the unit that the systemd driver makes.
+        potentially_unsafe_config_annotations: ["org.systemd.property."],
     }
 }

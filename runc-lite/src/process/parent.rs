@@ -1,7 +1,5 @@
 //! The creating process: prepares, bears init, watches it get ready, and leaves.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -20,22 +18,21 @@ use super::terminal::Console;
 use super::user_namespace::UserNamespace;
 use super::wait::{reap, wait_for_exit};
 use super::{
-    gate, hooks, joins, net_devices, placement, program, scheduling, time_namespace, user_namespace,
+    bundle, gate, hooks, joins, net_devices, placement, program, scheduling, time_namespace,
+    user_namespace,
 };
 use crate::cgroup::{Cgroup, CgroupError, Driver, Hierarchies, Wish};
-use crate::config::{Config, Hook, StateDocument};
+use crate::config::{Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{IdMappings, IdmapPlan, NamespaceKind, Plan};
 use crate::resctrl::{self, ResctrlError, ResctrlRecord};
 use crate::rootfs::{CgroupView, Sources, Which};
 use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
 use crate::seccomp::{self, SeccompError};
-use crate::spec::{self, SpecError};
+use crate::spec::SpecError;
 use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory, StateError};
 use crate::sys::{CloneFlags, Forked, clone3, send_signal};
 
-/// Bound of a document.
-const MAX_CONFIG: u64 = 16 << 20;
 /// How long a killed init may take to go away.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,6 +42,20 @@ pub enum ProcessError {
     /// The document is refused.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A document that is a directory, a device or a FIFO.
+    #[error("{path} is not a file")]
+    NotAFile {
+        /// Path.
+        path: PathBuf,
+    },
+    /// A document nobody writes.
+    #[error("{path} is larger than {limit} bytes")]
+    TooLarge {
+        /// File.
+        path: PathBuf,
+        /// Bytes.
+        limit: u64,
+    },
     /// The document is no JSON, or not of this form.
     #[error("{path} is not an OCI runtime document")]
     Document {
@@ -196,8 +207,9 @@ fn make(
     request: &CreateRequest<'_>,
     aftermath: &mut Option<Aftermath>,
 ) -> Result<Created, ProcessError> {
-    let (document, mut plan) = read_plan(request.bundle, request.log)?;
+    let (document, mut plan) = bundle::read_plan(request.bundle, request.log)?;
     plan.process.env.extend_from_slice(request.environment);
+    bundle::check_root(&plan.rootfs, request.bundle)?;
     check_host(&plan)?;
     user_namespace::check_rootless(&plan)?;
     request.console.check(plan.process.terminal)?;
@@ -586,21 +598,6 @@ pub(crate) fn agent_state<'a>(
         metadata,
         state: state_document(record, status),
     }
-}
-
-fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), ProcessError> {
-    let path = bundle.join(CONFIG_FILE);
-    let text = path.display().to_string();
-    let mut document = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(MAX_CONFIG).read_to_end(&mut document))
-        .map_err(|e| io_error("read", &text, e))?;
-    let config: Config = serde_json::from_slice(&document)
-        .map_err(|source| ProcessError::Document { path, source })?;
-    let mut warnings = Vec::new();
-    let plan = spec::plan(config, &mut warnings)?;
-    warnings.iter().for_each(|warning| log.warn(warning));
-    Ok((document, plan))
 }
 
 /// The checks that need the host, still before any side effect.

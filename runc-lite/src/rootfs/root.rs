@@ -242,13 +242,7 @@ fn names_of(path: &str) -> Vec<String> {
 /// Opens one name of a directory, a link as itself.
 fn resolve_name(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = PATH | OFlags::NOFOLLOW;
-    resolve(
-        dir.as_fd(),
-        name,
-        flags,
-        Mode::empty(),
-        ResolveFlags::BENEATH,
-    )
+    resolve(dir.as_fd(), name, flags, Mode::empty(), ONE_NAME)
 }
 
 fn make_empty_file(dir: &OwnedFd, name: &str) -> Result<(), Errno> {

@@ -181,6 +181,64 @@ fn bad_values_are_refused_by_name() {
 }
 
 #[test]
+fn versions_of_the_specification_are_told_apart() {
+    for good in [
+        "1.0.0",
+        "1.0.2-dev",
+        "1.1.0+dev",
+        "1.2.1",
+        "1.3.0",
+        "1.3.1-rc.1+build.5",
+    ] {
+        let mut warnings = Vec::new();
+        let document = serde_json::from_value(with("/ociVersion", json!(good))).unwrap();
+        plan(document, &mut warnings).unwrap();
+        assert!(warnings.is_empty(), "{good}: {warnings:?}");
+    }
+    let mut warnings = Vec::new();
+    let document = serde_json::from_value(with("/ociVersion", json!("1.4.0"))).unwrap();
+    plan(document, &mut warnings).unwrap();
+    assert!(warnings[0].contains("newer than 1.3"), "{warnings:?}");
+    for bad in [
+        "",
+        "1",
+        "1.0",
+        "1.x.0",
+        "1.0.0.0",
+        "01.0.0",
+        "1.0.0-",
+        "1.0.0+",
+        "1.0.0-a..b",
+        "v1.0.0",
+        "0.9.0",
+        "2.0.0",
+        "1.0.0 ",
+        "1.+1.0",
+        "99999999999999999999.0.0",
+    ] {
+        refused("/ociVersion", json!(bad), "ociVersion");
+    }
+}
+
+#[test]
+fn a_key_that_comes_twice_is_refused() {
+    let twice = [
+        r#"{"ociVersion": "1.0.0", "ociVersion": "1.0.1"}"#,
+        r#"{"annotations": {"a": "1", "a": "2"}}"#,
+        r#"{"linux": {"sysctl": {"kernel.shmmax": "1", "kernel.shmmax": "2"}}}"#,
+        r#"{"linux": {"netDevices": {"a": {}, "a": {}}}}"#,
+        r#"{"linux": {"resources": {"unified": {"x": "1", "x": "2"}}}}"#,
+    ];
+    for text in twice {
+        let error = serde_json::from_str::<Config>(text)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("duplicate"), "{error}");
+    }
+    refused("/annotations", json!({"": "x"}), "annotations");
+}
+
+#[test]
 fn a_host_name_needs_a_uts_namespace() {
     assert!(plan_of(with("/hostname", json!("box"))).is_ok());
     refused("/hostname", json!("x".repeat(65)), "hostname");

@@ -10,6 +10,7 @@
 
 mod apparmor;
 mod attacks;
+mod bad_input;
 mod bundle;
 mod cgroup_v2;
 mod cgroups;

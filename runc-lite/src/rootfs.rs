@@ -25,6 +25,7 @@ pub use mounts::{Surroundings, mount_all};
 pub use pivot::{enter, finish};
 pub use procfs::{PrivateProcfs, write_lsm_label, write_sysctls};
 pub use root::Root;
+pub(crate) use sources::inside_rootfs;
 pub use sources::{Sources, Which};
 
 /// What went wrong while the file system view was built. Paths are those of the container.

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use lexopt::prelude::*;
 
-use super::{CommandError, Globals, parse_id, refused, usage};
+use super::{CommandError, Globals, io_error, parse_id, refused, usage};
 use crate::container::{Container, Status};
 use crate::sys::send_signal;
 
@@ -67,7 +67,11 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
 
 fn kill_all(container: &Container, signal: i32) -> Result<(), CommandError> {
     let Some(group) = container.cgroup() else {
-        return Ok(());
+        // A rootless container without a cgroup: with its init, its PID namespace ends.
+        let init = container.init();
+        return init.map_or(Ok(()), |init| {
+            send_signal(init.as_fd(), signal).map_err(|e| io_error("signal", "init", e))
+        });
     };
     if signal == libc::SIGKILL {
         Ok(group.kill()?)

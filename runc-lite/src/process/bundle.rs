@@ -11,6 +11,7 @@ use super::parent::{ProcessError, io_error};
 use crate::config::{Config, Process};
 use crate::log::Log;
 use crate::plan::{Plan, RootfsPlan};
+use crate::rootfs::inside_rootfs;
 use crate::spec;
 use crate::state::CONFIG_FILE;
 
@@ -29,8 +30,15 @@ pub(super) fn read_plan(bundle: &Path, log: &Log) -> Result<(Vec<u8>, Plan), Pro
         return Err(ProcessError::NotAFile { path });
     }
     let document = read(File::from(file), &path)?;
-    let config =
+    let mut config =
         Config::parse(&document).map_err(|source| ProcessError::Document { path, source })?;
+    let rootfs = bundle.join(config.root.as_ref().map_or("", |root| &root.path));
+    for mount in &mut config.mounts {
+        // As runc takes it: the same place may be named as the host knows it.
+        if let Some(path) = inside_rootfs(&rootfs, Path::new(&mount.destination)) {
+            mount.destination = path;
+        }
+    }
     let mut warnings = Vec::new();
     let plan = spec::plan(config, &mut warnings)?;
     warnings.iter().for_each(|warning| log.warn(warning));

@@ -229,8 +229,10 @@ fn build_rootfs(
     let chain = |e: rootfs::RootfsError| error_chain(&e);
     let sources = [inheritance.sources, own];
     let root = rootfs::enter(&plan.rootfs, bundle, sources).map_err(chain)?;
+    let host_root = bundle.join(&plan.rootfs.path);
     let surroundings = rootfs::Surroundings {
         bundle,
+        rootfs: &host_root,
         cgroup: inheritance.cgroup,
         sources,
     };

@@ -1,8 +1,9 @@
 //! The process in between: it enters existing namespaces and bears the real process into them.
 //!
-//! setns(2) to a PID namespace holds for children only, so whoever is to live in one must be born there. The
-//! child is made a sibling (CLONE_PARENT), so that the intermediate process can go away and the parent
-//! stays the parent. User namespaces will be entered here too.
+//! setns(2) to a PID namespace holds for children only, so whoever is to live in one must be born there; what is
+//! made for a container must belong to its user namespace, so that one is entered before too. The child is
+//! made a sibling (CLONE_PARENT), so that the intermediate process can go away and the parent stays the
+//! parent.
 
 use rustix::process::WaitOptions;
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  parent                     intermediate                    init
-//!    │ clone ─────────────────►│ (only if a PID namespace        │
-//!    │                         │  is joined, and for exec)       │
+//!    │ clone ─────────────────►│ (only if namespaces are joined  │
+//!    │                         │  from inside, and for exec)     │
 //!    │ Proceed ───────────────►│ setns                           │
 //!    │◄──────────────── Born ──┤ clone as a sibling ────────────►│
 //!    │ or clone ──────────────────────────────────────────────► │

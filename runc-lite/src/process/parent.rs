@@ -400,6 +400,9 @@ fn clone_sources(
             (None, Some(joined)) => return copy(joined),
             (None, None) => &plan.id_mappings,
         };
+        if ids.is_empty() {
+            return Err("the container's user namespace is the runtime's own".to_owned());
+        }
         if let Some((_, fd)) = made.iter().find(|(known, _)| known == ids) {
             return copy(fd.as_fd());
         }

@@ -13,7 +13,7 @@ use rustix::mount::{
 use super::cgroups::{CgroupView, mount_cgroups};
 use super::copy_up;
 use super::file_systems::{mount_by_mount2, reconfigure};
-use super::sources::{bind_of, clone_for};
+use super::sources::{bind_of, clone_for, clone_inside, inside_rootfs};
 use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{MountKind, MountPlan, Propagation};
 use crate::sys::{MountAttributes, mount_setattr};
@@ -42,6 +42,8 @@ const COVERABLE_PROC: [&str; 12] = [
 pub struct Surroundings<'a> {
     /// Where relative sources start.
     pub bundle: &'a Path,
+    /// The container's root on the host.
+    pub rootfs: &'a Path,
     /// What a cgroup mount shows.
     pub cgroup: CgroupView<'a>,
     /// Trees that were cloned before, by the parent and by this process.
@@ -75,7 +77,13 @@ fn mount_one(
             match bind_of(surroundings.sources, mount) {
                 Some(tree) => bind(root, mount, tree)?,
                 None => {
-                    let tree = clone_for(mount, &surroundings.bundle.join(source), *recursive)?;
+                    let source = surroundings.bundle.join(source);
+                    let tree = match inside_rootfs(surroundings.rootfs, &source) {
+                        Some(path) => {
+                            clone_inside(root, mount, &path, *recursive, surroundings.sources)?
+                        }
+                        None => clone_for(mount, &source, *recursive)?,
+                    };
                     bind(root, mount, tree.as_fd())?;
                 }
             }

@@ -4,14 +4,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::mounts::{failed, propagate};
+use super::mounts::{clone_of, failed, propagate};
 use super::pivot::cut_off;
-use super::{RootfsError, io_error};
+use super::{Root, RootfsError, io_error};
 use crate::plan::{IdmapPlan, MountKind, MountPlan, Plan, Propagation};
+use crate::spec::clean_path;
 use crate::sys::{MountAttributes, mount_setattr};
 
 /// Cloned trees, attached nowhere. Those that nobody attaches are gone with their descriptors.
@@ -19,6 +20,8 @@ use crate::sys::{MountAttributes, mount_setattr};
 pub struct Sources {
     rootfs: Option<OwnedFd>,
     binds: Vec<(usize, OwnedFd)>,
+    /// User namespaces of id-mapped binds that can be cloned late only.
+    namespaces: Vec<(usize, OwnedFd)>,
 }
 
 /// Which trees are cloned.
@@ -73,6 +76,14 @@ impl Sources {
                 continue;
             }
             let what = source.display().to_string();
+            if inside_rootfs(&bundle.join(&plan.rootfs.path), &bundle.join(source)).is_some() {
+                // What earlier entries mount there is part of it.
+                if let Some(idmap) = &mount.idmap {
+                    let namespace = userns(idmap).map_err(|e| failed(mount, &what, e))?;
+                    sources.namespaces.push((mount.index, namespace));
+                }
+                continue;
+            }
             let tree = clone_for(mount, &bundle.join(source), *recursive)?;
             if which == Which::All || (which == Which::Mapped && mount.propagation.is_empty()) {
                 propagate(tree.as_fd(), &[cut]).map_err(|e| failed(mount, &what, e))?;
@@ -94,8 +105,10 @@ impl Sources {
 
     /// All descriptors, for a process that closes the others.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let binds = self.binds.iter().map(|(_, tree)| tree.as_fd());
-        self.rootfs().into_iter().chain(binds)
+        let binds = self.binds.iter().chain(&self.namespaces);
+        self.rootfs()
+            .into_iter()
+            .chain(binds.map(|(_, fd)| fd.as_fd()))
     }
 }
 
@@ -105,6 +118,41 @@ pub(super) fn bind_of<'a>(sources: [&'a Sources; 2], mount: &MountPlan) -> Optio
     binds
         .find(|(index, _)| *index == mount.index)
         .map(|(_, tree)| tree.as_fd())
+}
+
+/// The path inside the container of a source that lies in its own rootfs.
+pub(crate) fn inside_rootfs(rootfs: &Path, source: &Path) -> Option<String> {
+    let clean = |path: &Path| path.to_str().map(clean_path);
+    let (rootfs, source) = (clean(rootfs)?, clean(source)?);
+    let rest = source.strip_prefix(&rootfs)?;
+    if rest.is_empty() {
+        return Some("/".to_owned());
+    }
+    rest.starts_with('/').then(|| rest.to_owned())
+}
+
+/// Clones the source of a bind that lies in the container's rootfs, with what is mounted there by now. Links
+/// lead nowhere but inside the container.
+pub(super) fn clone_inside(
+    root: &Root,
+    mount: &MountPlan,
+    path: &str,
+    recursive: bool,
+    sources: [&Sources; 2],
+) -> Result<OwnedFd, RootfsError> {
+    let fail = |e: Errno| failed(mount, path, e);
+    let place = root.open(path, OFlags::PATH).map_err(fail)?;
+    let tree = clone_of(place.as_fd(), recursive).map_err(fail)?;
+    let Some(idmap) = &mount.idmap else {
+        return Ok(tree);
+    };
+    let mut namespaces = sources.into_iter().flat_map(|sources| &sources.namespaces);
+    let namespace = namespaces.find(|(index, _)| *index == mount.index);
+    let (_, namespace) =
+        namespace.ok_or_else(|| failed(mount, path, "its ids cannot be mapped here"))?;
+    map_ids(tree.as_fd(), idmap, namespace.as_fd())
+        .map_err(|reason| failed(mount, path, reason))?;
+    Ok(tree)
 }
 
 fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
@@ -150,4 +198,18 @@ fn map_ids(
         };
         format!("its ids cannot be mapped, {why}: {e}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_inside_the_rootfs_are_told_from_neighbours() {
+        let inside = |source: &str| inside_rootfs(Path::new("/b/rootfs"), Path::new(source));
+        assert_eq!(inside("/b/rootfs/mnt/../tmp").as_deref(), Some("/tmp"));
+        assert_eq!(inside("/b/rootfs").as_deref(), Some("/"));
+        assert_eq!(inside("/b/rootfs-other/x"), None);
+        assert_eq!(inside("/b/rootfs/../secret"), None);
+    }
 }

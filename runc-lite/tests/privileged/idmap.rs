@@ -86,6 +86,22 @@ fn privileged_ids_of_a_mount_are_shifted_for_a_plain_container() {
 }
 
 #[test]
+fn privileged_ids_of_what_is_mounted_in_the_container_can_be_mapped_again() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = Bundle::new("stat -c %u:%g /mnt/file /tmp/file");
+    let tree = Tree::make(&bundle);
+    bundle.set("/mounts/-", entry(&["bind"], None));
+    let mut again = entry(&["bind"], shift(5000, 6000));
+    again["source"] = json!(bundle.rootfs().join("mnt"));
+    again["destination"] = json!("/tmp");
+    bundle.set("/mounts/-", again);
+    assert_eq!(bundle.run().ok(), "100:200\n5000:6000");
+    drop(tree);
+}
+
+#[test]
 fn privileged_a_mapped_container_writes_through_its_mounts_as_the_host_s_users() {
     if !ready() {
         return;

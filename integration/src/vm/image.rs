@@ -82,17 +82,25 @@ impl Image {
         let sources = Sources::of_this_machine()?;
         let key = key(&sources.suite, &kernel);
         let dir = cache.join(format!("image-{key}"));
-        let used = lock(&lock_of(&dir), FlockArg::LockExclusive)?;
-        let is_new = !dir.is_dir();
-        if is_new {
-            out(format!(
-                "    making the image of {} with kernel {}; this takes some minutes, once",
-                sources.suite, kernel.version
-            ));
-            make(&dir, &sources, &kernel)?;
+        // Held shared by everybody who boots it; alone by who makes it.
+        let used = lock(&lock_of(&dir), FlockArg::LockShared)?;
+        let mut is_new = false;
+        if !dir.is_dir() {
+            let relock = |how| {
+                used.relock(how)
+                    .with_context(|| format!("lock {}", dir.display()))
+            };
+            relock(FlockArg::LockExclusive)?;
+            is_new = !dir.is_dir();
+            if is_new {
+                out(format!(
+                    "    making the image of {} with kernel {}; this takes some minutes, once",
+                    sources.suite, kernel.version
+                ));
+                make(&dir, &sources, &kernel)?;
+            }
+            relock(FlockArg::LockShared)?;
         }
-        used.relock(FlockArg::LockShared)
-            .with_context(|| format!("share {}", dir.display()))?;
         prune(cache, &dir);
         Ok(Self {
             dir,

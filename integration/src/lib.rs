@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod node;
 pub mod packages;
 pub mod registry;
+pub mod runtime_bench;
 pub mod say;
 pub mod shelf;
 pub mod token;

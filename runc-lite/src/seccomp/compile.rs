@@ -145,11 +145,11 @@ fn section(arch: Arch, numbers: &HashMap<&'static str, u32>, profile: &Profile) 
 fn add_multiplexed(unions: &mut BTreeMap<u32, Union>, profile: &Profile) {
     /// The first action without conditions, and the first that may apply.
     #[derive(Default)]
-    struct Inner {
+    struct Choice {
         always: Option<u32>,
         perhaps: Option<u32>,
     }
-    let mut inner: BTreeMap<(u32, u32), Inner> = BTreeMap::new();
+    let mut inner: BTreeMap<(u32, u32), Choice> = BTreeMap::new();
     for rule in &profile.rules {
         let strict = is_stricter(rule.action, profile.default);
         for call in rule.names.iter().filter_map(|name| multiplexed(name)) {

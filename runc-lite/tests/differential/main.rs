@@ -23,16 +23,16 @@
     reason = "a test fails by panicking, and a skip is printed"
 )]
 
-mod kernel;
-mod libseccomp;
 mod profiles;
+mod sys;
 
 use std::collections::BTreeMap;
 
-use libseccomp::Libseccomp;
 use profiles::{Arch, Profile, Random, Rule};
 use runc_lite::seccomp::compile::compile;
 use runc_lite::seccomp::program::{Call, decide, run};
+use sys::kernel;
+use sys::libseccomp::Libseccomp;
 
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;

@@ -28,7 +28,7 @@ fn privileged_documents_that_are_none_are_refused() {
     }
     let bundle = Bundle::new("true");
     let path = bundle.dir.path().join("config.json");
-    refused(&bundle, "config.json: No such file");
+    refused(&bundle, "config.json: no such file or directory");
     for (text, words) in [
         (String::new(), "is not an OCI runtime document: EOF"),
         ("{".to_owned(), "is not an OCI runtime document: EOF"),

@@ -9,7 +9,7 @@ use runc_lite::sys::BpfInstruction;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::kernel::in_child_within_two_seconds;
-use super::profiles::{Argument, Profile};
+use crate::profiles::{Argument, Profile};
 
 /// `struct scmp_arg_cmp`.
 #[repr(C)]
@@ -119,7 +119,7 @@ impl Libseccomp {
         // SAFETY: int seccomp_rule_add_array(scmp_filter_ctx, uint32_t, int, unsigned int,
         // const struct scmp_arg_cmp *).
         let rule_add: Symbol<'_, RuleAdd> = unsafe { self.function(c"seccomp_rule_add_array") };
-        let native = super::profiles::Arch::X86_64.token();
+        let native = crate::profiles::Arch::X86_64.token();
         for rule in &profile.rules {
             if rule.action.value == profile.default.value {
                 continue;

@@ -56,6 +56,14 @@ fuzz target *args:
     cd runc-lite/fuzz && cargo +nightly fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- \
         -dict=dictionaries/documents.dict -rss_limit_mb=512 -timeout=5 {{args}}
 
+# Measures runc-lite against crun and runc, in turns on one bundle; needs root.
+bench-runtime *args:
+    cargo run -p axil-integration --bin bench-runtime -- {{args}}
+
+# The attacks on runc-lite that are races, for as long as --seconds says; needs root.
+attack *args:
+    cargo run -p runc-lite --example attack-loops -- {{args}}
+
 # Measures the unpacking of layers.
 bench *args:
     cargo bench -p axil-snapshotter {{args}}

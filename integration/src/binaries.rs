@@ -154,6 +154,16 @@ pub fn static_test(package: &str, test: &str) -> Result<PathBuf> {
     executable(&messages, test).with_context(|| format!("cargo built no test {test} of {package}"))
 }
 
+/// Builds the example `name` of `package` static.
+///
+/// # Errors
+/// When it does not build.
+pub fn static_example(package: &str, name: &str) -> Result<PathBuf> {
+    let triple = static_target();
+    cargo(&["--target", &triple, "-p", package, "--example", name])?;
+    Ok(target_dir()?.join(triple).join("debug/examples").join(name))
+}
+
 /// The path of a test binary in cargo's messages, one JSON object a line.
 fn executable(messages: &str, test: &str) -> Option<PathBuf> {
     let artifacts = messages

@@ -43,6 +43,7 @@ impl Driver {
 pub struct Suite {
     runtime: PathBuf,
     binary: PathBuf,
+    attacker: PathBuf,
     names: Vec<String>,
 }
 
@@ -65,6 +66,7 @@ impl Suite {
     pub fn build(filters: &[String]) -> Result<Self> {
         let runtime = binaries::static_runtime()?;
         let binary = binaries::static_test("runc-lite", "privileged")?;
+        let attacker = binaries::static_example("runc-lite", "attacker")?;
         let names = list(&binary)?;
         let wanted = |name: &String| filters.is_empty() || filters.iter().any(|f| name.contains(f));
         let names: Vec<_> = names.into_iter().filter(wanted).collect();
@@ -75,6 +77,7 @@ impl Suite {
         Ok(Self {
             runtime,
             binary,
+            attacker,
             names,
         })
     }
@@ -103,6 +106,7 @@ impl Suite {
             .text("plan", &plan)
             .program("runc-lite", &self.runtime)
             .program("tests", &self.binary)
+            .program("attacker", &self.attacker)
     }
 
     /// Reads what the guest brought back.
@@ -157,6 +161,7 @@ mod tests {
         let suite = Suite {
             runtime: PathBuf::new(),
             binary: PathBuf::new(),
+            attacker: PathBuf::new(),
             names: parse_list("a::b: test\na::c: benchmark\n"),
         };
         assert_eq!(suite.names(), ["a::b"]);

@@ -373,6 +373,8 @@ pub enum MountKind {
         source: PathBuf,
         /// With all mounts below it.
         recursive: bool,
+        /// Whether `attributes` stand for all that the source has. Without option words they all stay.
+        replaces: bool,
     },
     /// A new instance of a file system.
     New {

@@ -4,6 +4,7 @@
 //! directory's descriptor with `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`, and mounts are attached to such
 //! descriptors with move_mount(2).
 
+mod attributes;
 mod cgroups;
 mod copy_up;
 mod devices;

@@ -235,6 +235,7 @@ fn build_rootfs(
         rootfs: &host_root,
         cgroup: inheritance.cgroup,
         sources,
+        locked: inheritance.user_namespace.is_some(),
     };
     let unsealed = rootfs::mount_all(&root, &plan.mounts, surroundings).map_err(chain)?;
     let nodes = match inheritance.user_namespace {

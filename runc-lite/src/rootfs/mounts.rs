@@ -10,6 +10,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use super::attributes;
 use super::cgroups::{CgroupView, mount_cgroups};
 use super::copy_up;
 use super::file_systems::{mount_by_mount2, reconfigure};
@@ -48,6 +49,9 @@ pub struct Surroundings<'a> {
     pub cgroup: CgroupView<'a>,
     /// Trees that were cloned before, by the parent and by this process.
     pub sources: [&'a Sources; 2],
+    /// Whether attributes that the parent's trees have on the host are not the container's to clear: it has a
+    /// user namespace of its own.
+    pub locked: bool,
 }
 
 /// Makes every mount of the plan, in order; gives the mounts that are to become read-only by
@@ -73,9 +77,11 @@ fn mount_one(
     surroundings: Surroundings<'_>,
 ) -> Result<Option<OwnedFd>, RootfsError> {
     match &mount.kind {
-        MountKind::Bind { source, recursive } => {
+        MountKind::Bind {
+            source, recursive, ..
+        } => {
             match bind_of(surroundings.sources, mount) {
-                Some(tree) => bind(root, mount, tree)?,
+                Some(tree) => bind(root, mount, tree, surroundings.locked)?,
                 None => {
                     let source = surroundings.bundle.join(source);
                     let tree = match inside_rootfs(surroundings.rootfs, &source) {
@@ -84,7 +90,7 @@ fn mount_one(
                         }
                         None => clone_for(mount, &source, *recursive)?,
                     };
-                    bind(root, mount, tree.as_fd())?;
+                    bind(root, mount, tree.as_fd(), false)?;
                 }
             }
             Ok(None)
@@ -147,8 +153,17 @@ pub(super) fn failed(mount: &MountPlan, what: &str, reason: impl ToString) -> Ro
     }
 }
 
-fn bind(root: &Root, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), RootfsError> {
-    let MountKind::Bind { source, .. } = &mount.kind else {
+/// Attaches the cloned `tree`; see [`attributes::replace`] for `locked`.
+fn bind(
+    root: &Root,
+    mount: &MountPlan,
+    tree: BorrowedFd<'_>,
+    locked: bool,
+) -> Result<(), RootfsError> {
+    let MountKind::Bind {
+        source, replaces, ..
+    } = &mount.kind
+    else {
         return Ok(());
     };
     let what = source.display().to_string();
@@ -174,44 +189,15 @@ fn bind(root: &Root, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Root
         ));
     }
     // Order: attributes before attaching, so that nobody sees the mount without them.
-    let attributes = MountAttributes {
-        propagation: 0,
-        ..mount.attributes
-    };
-    if !attributes.is_empty() {
-        set_attributes(tree, false, attributes).map_err(|e| failed(mount, &what, e))?;
+    if *replaces {
+        attributes::replace(tree, mount.attributes, locked).map_err(|e| failed(mount, &what, e))?;
     }
     if !mount.recursive_attributes.is_empty() {
-        set_attributes(tree, true, mount.recursive_attributes)
+        mount_setattr(tree, c"", true, mount.recursive_attributes)
             .map_err(|e| failed(mount, &what, e))?;
     }
     attach(tree, target.as_fd()).map_err(|e| failed(mount, &what, e))?;
     propagate(tree, &mount.propagation).map_err(|e| failed(mount, &what, e))
-}
-
-/// Changes attributes of a bind. Where the access-time choice of the host is locked, because this mount
-/// namespace belongs to a less privileged user namespace, it stays (mount_namespaces(7)): callers ask for
-/// `relatime` out of habit.
-fn set_attributes(
-    tree: BorrowedFd<'_>,
-    recursive: bool,
-    attributes: MountAttributes,
-) -> std::io::Result<()> {
-    let atime = MountAttributes::ATIME_MASK;
-    match mount_setattr(tree, c"", recursive, attributes) {
-        Err(e)
-            if e.raw_os_error() == Some(libc::EPERM)
-                && attributes.clear & atime != 0
-                && attributes.set & atime == 0 =>
-        {
-            let others = MountAttributes {
-                clear: attributes.clear & !atime,
-                ..attributes
-            };
-            mount_setattr(tree, c"", recursive, others)
-        }
-        other => other,
-    }
 }
 
 /// Refuses a /proc or /sys that is a link or file in the image, for what is bound there or below.

@@ -64,7 +64,10 @@ impl Sources {
             sources.rootfs = Some(tree);
         }
         for mount in &plan.mounts {
-            let MountKind::Bind { source, recursive } = &mount.kind else {
+            let MountKind::Bind {
+                source, recursive, ..
+            } = &mount.kind
+            else {
                 continue;
             };
             let wanted = match which {

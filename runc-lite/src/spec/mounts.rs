@@ -118,6 +118,15 @@ fn apply(attributes: &mut MountAttributes, option: &str, set: bool, bits: u64) {
     }
 }
 
+/// A word such as `atime` on a bind takes an earlier choice back. The choice of the source it does not change,
+/// and mount(8) does not either: `relatime` or `strictatime` do.
+fn take_back(attributes: &mut MountAttributes, bits: u64) {
+    if attributes.set & MountAttributes::ATIME_MASK == bits {
+        attributes.set &= !bits;
+        attributes.clear &= !MountAttributes::ATIME_MASK;
+    }
+}
+
 /// Decides one entry of `mounts`.
 pub(super) fn plan_mount(
     index: usize,
@@ -161,6 +170,7 @@ pub(super) fn plan_mount(
         _ => None,
     };
     let mut words = Words::default();
+    let mut plain = Vec::new();
     for option in &mount.options {
         check_text(field("options"), option)?;
         match option.as_str() {
@@ -179,7 +189,7 @@ pub(super) fn plan_mount(
                 if let Some(propagation) = propagation_option(word) {
                     planned.propagation.push(propagation);
                 } else if let Some((set, bits)) = attribute_option(word) {
-                    apply(&mut planned.attributes, word, set, bits);
+                    plain.push((word, set, bits));
                 } else if let Some((plain, (set, bits))) = word
                     .strip_prefix('r')
                     .and_then(|plain| attribute_option(plain).map(|found| (plain, found)))
@@ -189,6 +199,13 @@ pub(super) fn plan_mount(
                     words.parameters.extend(split_parameters(word));
                 }
             }
+        }
+    }
+    for (word, set, bits) in &plain {
+        if bind.is_some() && !words.remount && !set && is_atime_choice(word) {
+            take_back(&mut planned.attributes, *bits);
+        } else {
+            apply(&mut planned.attributes, word, *set, *bits);
         }
     }
     planned.idmap = plan_idmap(index, mount, idmap_option)?;
@@ -241,6 +258,7 @@ pub(super) fn plan_mount(
         MountKind::Bind {
             source: PathBuf::from(&mount.source),
             recursive,
+            replaces: !plain.is_empty(),
         }
     } else {
         if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") {

@@ -299,7 +299,8 @@ fn mount_options_become_attributes() {
         planned.kind,
         MountKind::Bind {
             source: "/src".into(),
-            recursive: true
+            recursive: true,
+            replaces: true,
         }
     );
     assert_eq!(
@@ -310,6 +311,24 @@ fn mount_options_become_attributes() {
     assert_eq!(planned.recursive_attributes.set, MountAttributes::RDONLY);
     assert_eq!(planned.propagation.len(), 2);
     assert!(planned.propagation[0].recursive && !planned.propagation[1].recursive);
+
+    // `rslave` is no attribute. `atime` takes back, it does not choose.
+    for (options, replaces, clear) in [
+        (json!(["bind", "rslave"]), false, 0),
+        (json!(["noatime", "bind", "atime"]), true, 0),
+        (
+            json!(["relatime", "bind", "atime"]),
+            true,
+            MountAttributes::ATIME_MASK,
+        ),
+    ] {
+        let planned =
+            mount(json!({"destination": "/b", "source": "/src", "options": options})).unwrap();
+        assert_eq!(planned.attributes.clear, clear, "{options}");
+        assert!(
+            matches!(planned.kind, MountKind::Bind { replaces: found, .. } if found == replaces)
+        );
+    }
 
     let planned = mount(json!({
         "destination": "/t", "type": "tmpfs", "source": "tmpfs",

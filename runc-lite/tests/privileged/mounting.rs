@@ -1,8 +1,10 @@
 //! Mount options, as the kernel shows them in the container.
 
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, ready};
+use super::userns::mapped;
 
 /// The output of `script` in a container with these mounts beside the usual ones.
 fn with_mounts(script: &str, mounts: &[Value]) -> Bundle {
@@ -278,6 +280,130 @@ fn privileged_recursive_options_reach_the_mounts_below_a_bind() {
             rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap();
         }
     }
+}
+
+/// A tmpfs mounted below the bundle, in the mount namespace of this test's thread, with attributes of the mount
+/// and not of the file system.
+fn volume(bundle: &Bundle, flags: MountFlags) -> std::path::PathBuf {
+    let volume = bundle.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    rustix::mount::mount("none", &volume, "tmpfs", MountFlags::empty(), None).unwrap();
+    rustix::mount::mount_remount(&volume, MountFlags::BIND | flags, "").unwrap();
+    volume
+}
+
+#[test]
+fn privileged_a_bind_has_what_its_words_say_and_without_words_what_the_source_has() {
+    if !ready() {
+        return;
+    }
+    let all = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    for (source, words, expect) in [
+        (all, json!(["bind"]), "ro,nosuid,nodev,noexec,relatime"),
+        (
+            all,
+            json!(["rbind", "rslave"]),
+            "ro,nosuid,nodev,noexec,relatime",
+        ),
+        (all, json!(["bind", "ro"]), "ro,relatime"),
+        (all, json!(["bind", "dev"]), "rw,relatime"),
+        (all, json!(["rbind", "rw", "nosuid"]), "rw,nosuid,relatime"),
+        (MountFlags::NOATIME, json!(["bind", "ro"]), "ro,noatime"),
+        (MountFlags::NOATIME, json!(["bind", "atime"]), "rw,noatime"),
+        (
+            MountFlags::NOATIME,
+            json!(["bind", "norelatime"]),
+            "rw,noatime",
+        ),
+        (
+            MountFlags::NOATIME,
+            json!(["bind", "relatime"]),
+            "rw,relatime",
+        ),
+        (
+            MountFlags::NOATIME,
+            json!(["bind", "nodiratime"]),
+            "rw,nodiratime,relatime",
+        ),
+        (MountFlags::NODIRATIME, json!(["bind", "strictatime"]), "rw"),
+        (
+            MountFlags::NODIRATIME,
+            json!(["bind", "nosuid"]),
+            "rw,nosuid,nodiratime,relatime",
+        ),
+    ] {
+        let mut bundle = Bundle::new("cat /proc/mounts");
+        let volume = volume(&bundle, source);
+        let entry = json!({"destination": "/mnt", "source": volume, "options": words});
+        bundle.set("/mounts/-", entry);
+        let table = bundle.run().ok();
+        let found: Vec<&str> = options(&table, "/mnt");
+        let found: Vec<&str> = found
+            .into_iter()
+            .filter(|word| *word != "inode64")
+            .collect();
+        assert_eq!(found.join(","), expect, "{words} of {source:?}");
+        unmount(&volume, UnmountFlags::empty()).unwrap();
+    }
+}
+
+#[test]
+fn privileged_a_user_namespace_keeps_what_is_locked_on_the_source_of_a_bind() {
+    if !ready() {
+        return;
+    }
+    let some = MountFlags::RDONLY | MountFlags::NODEV;
+    for (words, expect) in [
+        (json!(["bind"]), Ok("ro,nodev,relatime")),
+        (json!(["bind", "nosuid"]), Ok("ro,nosuid,nodev,relatime")),
+        (json!(["bind", "suid", "exec"]), Ok("ro,nodev,relatime")),
+        (
+            json!(["bind", "rw"]),
+            Err("the source is ro, which is locked"),
+        ),
+        (
+            json!(["bind", "ro", "dev"]),
+            Err("the source is nodev, which is locked"),
+        ),
+    ] {
+        let mut bundle = mapped("cat /proc/mounts");
+        let volume = volume(&bundle, some);
+        let entry = json!({"destination": "/mnt", "source": volume, "options": words});
+        bundle.set("/mounts/-", entry);
+        let done = bundle.run();
+        unmount(&volume, UnmountFlags::empty()).unwrap();
+        match expect {
+            Ok(expect) => {
+                let table = done.ok();
+                let found = options(&table, "/mnt");
+                assert_eq!(
+                    found[..expect.split(',').count()].join(","),
+                    expect,
+                    "{words}"
+                );
+            }
+            Err(reason) => {
+                done.fails(1, reason);
+                bundle.assert_gone();
+            }
+        }
+    }
+    // The file system is read-only here, not the mount: `rw` takes nothing from it.
+    let mut bundle = mapped("cat /proc/mounts");
+    let volume = bundle.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    rustix::mount::mount("none", &volume, "tmpfs", MountFlags::empty(), None).unwrap();
+    rustix::mount::mount_remount(&volume, MountFlags::RDONLY, "").unwrap();
+    let writable = MountFlags::BIND | MountFlags::NODEV;
+    rustix::mount::mount_remount(&volume, writable, "").unwrap();
+    let entry = json!({"destination": "/mnt", "source": volume, "options": ["bind", "rw"]});
+    bundle.set("/mounts/-", entry);
+    let table = bundle.run().ok();
+    assert!(
+        options(&table, "/mnt").starts_with(&["ro", "nodev"]),
+        "{table}"
+    );
+    unmount(&volume, UnmountFlags::empty()).unwrap();
 }
 
 #[test]

@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "nftables",
     "procps",
+    "strace",
     "systemd",
     "systemd-sysv",
     "uidmap",

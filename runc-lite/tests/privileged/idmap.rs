@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, ready};
@@ -20,14 +20,10 @@ impl Tree {
         std::fs::create_dir_all(top.join("below")).unwrap();
         for path in [top.clone(), top.join("below")] {
             if path.ends_with("below") {
-                mount(
-                    "tmpfs",
-                    &path,
-                    "tmpfs",
-                    MountFlags::empty(),
-                    None::<&std::ffi::CStr>,
-                )
-                .unwrap();
+                // Not a tmpfs: that maps ids since Linux 6.3 only.
+                let lower = bundle.dir.path().join("below");
+                std::fs::create_dir_all(&lower).unwrap();
+                mount_bind(&lower, &path).unwrap();
             }
             std::fs::write(path.join("file"), "text").unwrap();
             chown(path.join("file"), Some(100), Some(200)).unwrap();

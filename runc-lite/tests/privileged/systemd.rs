@@ -18,9 +18,14 @@ struct Scope {
 impl Scope {
     fn new(script: &str) -> Scope {
         let mut bundle = Bundle::new(script);
-        let path = format!("axil-test.slice:axil:{}", bundle.id);
+        let path = format!("{}:axil:{}", slice(&bundle.id), bundle.id);
         bundle.set("/linux/cgroupsPath", json!(path));
         Scope { bundle }
+    }
+
+    /// Below `axil.slice`, as the dash in its name says, and of this test alone.
+    fn slice(&self) -> String {
+        slice(&self.bundle.id)
     }
 
     fn unit(&self) -> String {
@@ -28,7 +33,9 @@ impl Scope {
     }
 
     fn file(&self, name: &str) -> String {
-        let directory = Path::new("/sys/fs/cgroup/axil.slice/axil-test.slice").join(self.unit());
+        let directory = Path::new("/sys/fs/cgroup/axil.slice")
+            .join(self.slice())
+            .join(self.unit());
         std::fs::read_to_string(directory.join(name))
             .unwrap_or_default()
             .trim()
@@ -50,6 +57,19 @@ impl Scope {
     fn shown(&self, property: &str) -> String {
         systemctl(&["show", "--value", "--property", property, &self.unit()])
     }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        // systemd keeps a slice that a scope asked for. It may not be there when the test failed early.
+        let _ = Command::new("systemctl")
+            .args(["stop", "--quiet", &self.slice()])
+            .status();
+    }
+}
+
+fn slice(id: &str) -> String {
+    format!("axil-{}.slice", id.replace('-', "_"))
 }
 
 fn systemctl(arguments: &[&str]) -> String {
@@ -83,7 +103,7 @@ fn privileged_systemd_knows_the_limits_of_a_scope_and_keeps_them() {
     let hugetlb = || scope.file("hugetlb.2MB.max");
     for (property, value) in [
         ("ActiveState", "active"),
-        ("Slice", "axil-test.slice"),
+        ("Slice", scope.slice().as_str()),
         ("Delegate", "yes"),
         ("Transient", "yes"),
         ("DefaultDependencies", "no"),

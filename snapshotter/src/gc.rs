@@ -96,11 +96,13 @@ fn take_unreachable(index: &mut Index, roots: &Roots) -> (Vec<LayerRecord>, BTre
         .flat_map(|active| active.record.lowers.iter().copied())
         .collect();
     let kept_blobs: BTreeSet<Digest> = sets().flat_map(|set| &set.blobs).cloned().collect();
-    let layers = index
+    let mut layers: Vec<LayerRecord> = index
         .layers
         .extract_if(|chain, layer| !kept.contains(chain) && !mounted.contains(&layer.id))
         .map(|(_, layer)| layer)
         .collect();
+    let goes = |layer: &mut LayerRecord| !mounted.contains(&layer.id);
+    layers.extend(index.doomed.extract_if(.., goes));
     let unused = index
         .blobs
         .extract_if(.., |digest, _| !kept_blobs.contains(digest))
@@ -120,8 +122,7 @@ impl Store {
         let mut failures = Vec::new();
         let layers = {
             let mut index = self.shared.index();
-            let (mut layers, blobs) = take_unreachable(&mut index, roots);
-            layers.append(&mut index.doomed);
+            let (layers, blobs) = take_unreachable(&mut index, roots);
             // Unlinked under the lock: a blob stored again right now must not be lost.
             for (digest, size) in blobs {
                 match self.unlink_blob(&digest) {
@@ -143,8 +144,25 @@ impl Store {
         if reclaimed.blobs > 0 {
             failures.extend(self.sync_blobs().err());
         }
+        // Order: all records first, with one sync, then the files.
+        let mut taken = Vec::new();
         for layer in layers {
-            match self.remove_snapshot(layer.id) {
+            match self.take_record(layer.id) {
+                Ok(()) => taken.push(layer),
+                Err(error) => {
+                    failures.push(error);
+                    self.shared.index().doomed.push(layer);
+                }
+            }
+        }
+        if !taken.is_empty()
+            && let Err(error) = self.sync_records()
+        {
+            failures.push(error);
+            self.shared.index().doomed.append(&mut taken);
+        }
+        for layer in taken {
+            match self.remove_taken(layer.id) {
                 Ok(()) => {
                     reclaimed.layers += 1;
                     reclaimed.usage += layer.usage;
@@ -226,6 +244,7 @@ mod tests {
                     blob: digest(i),
                     usage: Usage::default(),
                     opaque_root: false,
+                    archive_bytes: None,
                 };
                 (chains[i].clone(), record)
             })

@@ -8,31 +8,39 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{fchmod, syncfs};
+use rustix::fs::fchmod;
 
 use self::apply::{Applied, ApplyError, IMPLIED_MODE};
 use self::inflate::Compression;
 use self::limits::Limits;
+use self::moves::{ASIDE, MOVES, MOVES_MAX};
 use crate::confined::open_dir;
 use crate::content::digest::Digest;
 use crate::content::ingest::{self, Partial};
-use crate::durable::{atomic_write_unsynced, sync_dir};
+use crate::content::store::ContentError;
+use crate::durable::{Prepared, sync_dir, write_unsynced};
 use crate::error::{ErrorClass, PathError};
 use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{LayerRecord, Record, SnapshotId};
-use crate::store::{InFlight, Shared, Store, make_new_dir, record_name};
-use crate::tree::{Usage, measure};
+use crate::store::{Growing, InFlight, Made, Shared, Store, make_new_dir, record_name};
+use crate::tree::{Usage, measure, remove_tree};
 
 pub mod apply;
+pub(crate) mod assemble;
+pub(crate) mod attic;
 pub(crate) mod attributes;
 pub(crate) mod channel;
+pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod entry;
 pub(crate) mod header;
 pub mod inflate;
 pub mod limits;
+pub(crate) mod moves;
 pub(crate) mod pax;
 pub(crate) mod pipeline;
 pub(crate) mod settle;
+pub(crate) mod skeleton;
 pub(crate) mod sparse;
 pub(crate) mod stack;
 pub mod tar;
@@ -161,6 +169,9 @@ pub enum LayerError {
         /// Why.
         source: ApplyError,
     },
+    /// A document of the image could not be kept.
+    #[error(transparent)]
+    Content(#[from] ContentError),
     /// A thread of the pipeline could not be started or panicked.
     #[error("unpack thread {stage} failed: {reason}")]
     Thread {
@@ -192,6 +203,7 @@ impl LayerError {
             | Self::Resumed { .. } => ErrorClass::Unavailable,
             Self::Apply { source, .. } => source.class(),
             Self::Thread { .. } => ErrorClass::Internal,
+            Self::Content(error) => error.class(),
             Self::Path(error) => error.class(),
         }
     }
@@ -218,6 +230,8 @@ pub struct StagedLayer {
     directory: StagingDir,
     partial: String,
     applied: Applied,
+    /// Size of the archive, if it can be made again.
+    archive_bytes: Option<u64>,
     usage: Usage,
 }
 
@@ -253,16 +267,18 @@ impl Drop for LayerLease {
 struct StagingDir {
     shared: Arc<Shared>,
     id: SnapshotId,
+    growing: Arc<Growing>,
     /// A record exists, or removal was tried.
     is_settled: bool,
 }
 
 impl StagingDir {
     fn new(shared: &Arc<Shared>) -> Result<(Self, OwnedFd), PathError> {
-        let (id, dir) = shared.new_snapshot_dir()?;
+        let (id, dir, growing) = shared.new_snapshot_dir()?;
         let staging = Self {
             shared: shared.clone(),
             id,
+            growing,
             is_settled: false,
         };
         let files = make_new_dir(&dir, "fs")?;
@@ -270,12 +286,13 @@ impl StagingDir {
         // keep everybody out.
         fchmod(&files, IMPLIED_MODE)
             .map_err(|error| PathError::new("set mode of", format!("snapshots/{id}/fs"), error))?;
-        Ok((staging, files))
+        Ok((staging, dir))
     }
 }
 
 impl Drop for StagingDir {
     fn drop(&mut self) {
+        let _made = Made(&self.shared, self.id);
         if !self.is_settled
             && let Err(error) = self.shared.remove_snapshot_dir(self.id)
         {
@@ -342,33 +359,59 @@ impl Store {
         Ok(LayerIngest { lease, partial })
     }
 
-    /// Makes unpacked layers visible, all or none of those that fail before the records are
-    /// written. The list is in chain order; each parent is committed or earlier in the list.
+    /// Makes unpacked layers visible. The list is in chain order; each parent is committed or earlier in the
+    /// list.
+    ///
+    /// # Errors
+    /// As [`Store::commit_image`].
+    pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), LayerError> {
+        self.commit_image(staged, &[])
+    }
+
+    /// Makes unpacked layers and the documents of their image visible, all or none of those that fail before
+    /// anything is visible. One sync makes everything durable, also of others who commit at the same moment.
+    /// The list of layers is in chain order; each parent is committed or earlier in the list.
     ///
     /// # Errors
     /// `FailedPrecondition` when a parent is missing, `InvalidArgument` when a layer refers to
-    /// files no layer below has, `Exhausted` on a full disk. Layers that were not committed are
-    /// removed.
-    pub fn commit_layers(&self, staged: Vec<StagedLayer>) -> Result<(), LayerError> {
+    /// files no layer below has or a document has another digest, `Exhausted` on a full disk. Layers that were
+    /// not committed are removed.
+    pub fn commit_image(
+        &self,
+        staged: Vec<StagedLayer>,
+        documents: &[(Digest, Vec<u8>)],
+    ) -> Result<(), LayerError> {
         let stacks = self.stacks_below(&staged)?;
         let mut staged = staged;
         for (layer, below) in staged.iter_mut().zip(stacks) {
             layer.settle(below)?;
         }
-        if staged.is_empty() {
+        let mut blobs = Vec::new();
+        for (digest, bytes) in documents {
+            blobs.extend(self.prepare_blob(digest, bytes)?);
+        }
+        if staged.is_empty() && blobs.is_empty() {
             return Ok(());
         }
         let failed = |what| move |source| PathError::new(what, "snapshots", source);
-        // Order: file data first, then the records, then the directory that holds the records.
-        syncfs(&self.shared.snapshots).map_err(|error| failed("sync")(error.into()))?;
-        let mut recorded = Vec::new();
-        let mut outcome = Ok(());
-        for mut layer in staged {
+        let mut records = Vec::new();
+        for layer in &staged {
             let record = layer.record();
             let name = record_name(record.id);
             let bytes = Record::Layer(record.clone()).to_json();
-            if let Err(source) = atomic_write_unsynced(&self.shared.meta, &name, &bytes) {
-                let path = format!("snapshots/meta/{name}");
+            let prepared = Prepared::write(&self.shared.meta, &name, &bytes).map_err(|source| {
+                PathError::new("write", format!("snapshots/meta/{name}"), source)
+            })?;
+            records.push((prepared, record));
+        }
+        // Order: all data first, then the names, then the directories that hold the names.
+        self.shared.sync_all().map_err(failed("sync"))?;
+        self.publish_blobs(blobs)?;
+        let mut recorded = Vec::new();
+        let mut outcome = Ok(());
+        for (mut layer, (mut prepared, record)) in staged.into_iter().zip(records) {
+            if let Err(source) = prepared.publish() {
+                let path = format!("snapshots/meta/{}", record_name(record.id));
                 outcome = Err(PathError::new("write", path, source).into());
                 // Those above it have no parent now; they are dropped with it.
                 break;
@@ -376,7 +419,9 @@ impl Store {
             layer.directory.is_settled = true;
             recorded.push((layer, record));
         }
-        sync_dir(&self.shared.meta).map_err(failed("sync directory"))?;
+        if !recorded.is_empty() {
+            sync_dir(&self.shared.meta).map_err(failed("sync directory"))?;
+        }
         for (layer, record) in recorded {
             self.shared
                 .index()
@@ -440,22 +485,30 @@ impl LayerIngest {
         let shared = lease.shared.clone();
         let name = partial.name.clone();
         let resumed = partial.length();
-        let (directory, files) = StagingDir::new(&shared)?;
-        let keep = files
+        let (directory, snapshot) = StagingDir::new(&shared)?;
+        let keep = snapshot
             .try_clone()
             .map_err(|source| PathError::new("open", "snapshots", source));
-        let unpacked = keep.map_err(LayerError::from).and_then(|root| {
-            let applied = pipeline::run(&lease.request, &mut partial, source, root)?;
-            let usage = measure(files)
+        let unpacked = keep.map_err(LayerError::from).and_then(|place| {
+            let (applied, archive_bytes) = pipeline::run(
+                &lease.request,
+                &mut partial,
+                source,
+                place,
+                &directory.growing,
+            )?;
+            let usage = measure(snapshot)
                 .map_err(|source| PathError::new("measure", "the unpacked layer", source))?;
-            Ok((applied, usage))
+            directory.growing.set(usage);
+            Ok((applied, archive_bytes, usage))
         });
         match unpacked {
-            Ok((applied, usage)) => Ok(StagedLayer {
+            Ok((applied, archive_bytes, usage)) => Ok(StagedLayer {
                 lease,
                 directory,
                 partial: name,
                 applied,
+                archive_bytes,
                 usage,
             }),
             Err(error) => {
@@ -487,19 +540,41 @@ impl StagedLayer {
         } else {
             below
         };
-        let added = settle::settle(&shared.snapshots, id, below, pending).map_err(|source| {
-            LayerError::Apply {
-                diff_id: self.lease.request.diff_id.clone(),
-                source,
-            }
-        })?;
-        if added {
-            let files = open_dir(&shared.snapshots, format!("{id}/fs").as_bytes());
-            self.usage = files
+        let moves = std::mem::take(&mut self.applied.moves);
+        let settled =
+            settle::settle(&shared.snapshots, id, below, pending, moves).map_err(|source| {
+                LayerError::Apply {
+                    diff_id: self.lease.request.diff_id.clone(),
+                    source,
+                }
+            })?;
+        let is_plain = settled.moves.is_empty();
+        if !is_plain {
+            self.keep_moves(&settled.moves)?;
+        }
+        if settled.grown || !is_plain {
+            let snapshot = open_dir(&shared.snapshots, id.to_string().as_bytes());
+            self.usage = snapshot
                 .and_then(measure)
                 .map_err(|source| PathError::new("measure", format!("snapshots/{id}"), source))?;
         }
         Ok(())
+    }
+
+    /// Writes where content went, or drops what was set aside if nothing can be made of it.
+    fn keep_moves(&self, moves: &[moves::Move]) -> Result<(), PathError> {
+        let id = self.directory.id;
+        let failed = |source| PathError::new("write", format!("snapshots/{id}/{MOVES}"), source);
+        let snapshot =
+            open_dir(&self.lease.shared.snapshots, id.to_string().as_bytes()).map_err(failed)?;
+        let document = moves::to_json(moves);
+        if self.archive_bytes.is_some() && document.len() as u64 <= MOVES_MAX {
+            // The one sync of the commit makes it durable.
+            return write_unsynced(&snapshot, MOVES, &document).map_err(failed);
+        }
+        remove_tree(&snapshot, ASIDE.as_bytes())
+            .map(drop)
+            .map_err(failed)
     }
 
     fn record(&self) -> LayerRecord {
@@ -512,6 +587,7 @@ impl StagedLayer {
             blob: request.blob.clone(),
             usage: self.usage,
             opaque_root: self.applied.opaque_root,
+            archive_bytes: self.archive_bytes,
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod content;
+pub mod fsck;
 pub mod gc;
 pub mod layer;
 pub mod mount;
@@ -22,6 +23,7 @@ mod tree;
 pub use content::digest::{Algorithm, Digest, ParseDigestError};
 pub use content::store::ContentError;
 pub use error::{ErrorClass, PathError};
+pub use fsck::{Depth, LayerCheck};
 pub use gc::{GcError, Reclaimed, Roots};
 pub use layer::apply::ApplyError;
 pub use layer::inflate::Compression;

@@ -8,21 +8,25 @@
 //! <root>/snapshots/<id>/work               work directory of overlayfs, containers only
 //! <root>/snapshots/meta/<id>.json          makes <id> exist
 //! <root>/snapshots/meta/<id>.removing      <id> is being removed
+//! <root>/snapshots/meta/<id>.condemned     <id> is a damaged layer; it goes when no container uses it
+//! <root>/snapshots/<id>/skeleton           the layer's archive without the content of its files
+//! <root>/snapshots/<id>/aside, moves       content the archive itself replaced, and what moved where
 //! ```
 //!
 //! Invariant: a record appears after what it names is on disk and goes before it goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat, statat,
-    unlinkat,
+    syncfs, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -30,7 +34,7 @@ use rustix::process::geteuid;
 use crate::confined::{open_beneath, open_dir};
 use crate::content::digest::{Algorithm, Digest};
 use crate::content::ingest;
-use crate::durable::TMP_PREFIX;
+use crate::durable::{SyncGroup, TMP_PREFIX};
 use crate::error::{ErrorClass, PathError};
 use crate::gc::Roots;
 use crate::snapshot::chain::ChainId;
@@ -61,6 +65,9 @@ pub(crate) struct Shared {
     pub(crate) snapshots: OwnedFd,
     pub(crate) meta: OwnedFd,
     index: Mutex<Index>,
+    syncs: SyncGroup,
+    /// What the file of a record takes.
+    pub(crate) record_bytes: u64,
     /// Keeps a second process out.
     _lock: OwnedFd,
 }
@@ -77,10 +84,41 @@ pub(crate) struct Index {
     /// Sets kept by a [`Lease`].
     pub(crate) leases: HashMap<u64, Roots>,
     pub(crate) damaged: Vec<DamagedRecord>,
-    /// Layers that garbage collection could not remove completely.
+    /// What opening the store removed as unfinished.
+    pub(crate) swept: Vec<String>,
+    /// Layers that are out of use and wait for their removal: garbage collection could not remove them
+    /// completely, or they are damaged and a container is still on them.
     pub(crate) doomed: Vec<LayerRecord>,
+    /// Directories that this process is making and that have no record yet.
+    pub(crate) making: BTreeMap<SnapshotId, Arc<Growing>>,
     next_id: SnapshotId,
     next_lease: u64,
+}
+
+/// What a directory that is being made takes so far: at first the bytes its archive had until now, at last what
+/// was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Growing {
+    bytes: AtomicU64,
+    inodes: AtomicU64,
+}
+
+impl Growing {
+    pub(crate) fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, usage: Usage) {
+        self.bytes.store(usage.bytes, Ordering::Relaxed);
+        self.inodes.store(usage.inodes, Ordering::Relaxed);
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            inodes: self.inodes.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// What a layer being pulled needs kept.
@@ -236,6 +274,11 @@ impl Store {
         }
         ingest::sweep(&ingest)?;
         load_snapshots(&snapshots, &meta, &mut index)?;
+        // A record is shorter than any block.
+        let record_bytes = fstat(&meta)
+            .map_err(|error| PathError::new("stat", "snapshots/meta", error))?
+            .st_blksize;
+        let record_bytes = u64::try_from(record_bytes).unwrap_or(0);
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
@@ -244,6 +287,8 @@ impl Store {
                 snapshots,
                 meta,
                 index: Mutex::new(index),
+                syncs: SyncGroup::default(),
+                record_bytes,
                 _lock: lock,
             }),
         })
@@ -253,6 +298,12 @@ impl Store {
     #[must_use]
     pub fn damaged(&self) -> Vec<DamagedRecord> {
         self.shared.index().damaged.clone()
+    }
+
+    /// Returns what was removed as unfinished when the store was opened, as a crash leaves it.
+    #[must_use]
+    pub fn swept(&self) -> Vec<String> {
+        self.shared.index().swept.clone()
     }
 
     /// Deletes something [`Store::damaged`] reported, with the files of the snapshot it stands for.
@@ -320,7 +371,10 @@ impl Store {
         }
     }
 
-    /// Returns what blobs, committed layers and partial downloads occupy, from recorded sizes.
+    /// Returns what blobs, layers (also such that are being unpacked, and such that wait for their removal) and
+    /// partial downloads occupy, from recorded sizes: nothing is walked. Inodes are files, directories and all
+    /// other nodes of layers, one per blob, per record and per partial download. Writable layers of containers
+    /// are not in it, nor are the directories of the store itself.
     ///
     /// # Errors
     /// The class of the I/O error when the directory of partial downloads cannot be read.
@@ -333,8 +387,16 @@ impl Store {
                 inodes: 1,
             };
         }
-        for layer in index.layers.values() {
+        let record = Usage {
+            bytes: self.shared.record_bytes,
+            inodes: 1,
+        };
+        for layer in index.layers.values().chain(&index.doomed) {
             usage += layer.usage;
+            usage += record;
+        }
+        for growing in index.making.values() {
+            usage += growing.usage();
         }
         Ok(usage)
     }
@@ -362,14 +424,34 @@ impl Shared {
     }
 
     /// Makes an empty directory for a new snapshot.
-    pub(crate) fn new_snapshot_dir(&self) -> Result<(SnapshotId, OwnedFd), PathError> {
+    pub(crate) fn new_snapshot_dir(
+        &self,
+    ) -> Result<(SnapshotId, OwnedFd, Arc<Growing>), PathError> {
+        let growing = Arc::new(Growing::default());
         let id = {
             let mut index = self.index();
             index.next_id += 1;
-            index.next_id
+            let id = index.next_id;
+            index.making.insert(id, Arc::clone(&growing));
+            id
         };
-        let name = id.to_string();
-        make_new_dir(&self.snapshots, &name).map(|fd| (id, fd))
+        let made = make_new_dir(&self.snapshots, &id.to_string());
+        if made.is_err() {
+            self.index().making.remove(&id);
+        }
+        made.map(|fd| (id, fd, growing))
+    }
+
+    /// Makes everything in the store durable, once for all who ask at the same time.
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.syncs.sync(|| {
+            syncfs(&self.snapshots)?;
+            // The operator may have mounted a disk of its own at either place.
+            if fstat(&self.snapshots)?.st_dev != fstat(&self.blobs)?.st_dev {
+                syncfs(&self.blobs)?;
+            }
+            Ok(())
+        })
     }
 
     /// Removes the directory of a snapshot that has no record.
@@ -380,7 +462,21 @@ impl Shared {
     }
 }
 
+/// Forgets, when dropped, that a directory is being made: it has a record, or is gone.
+pub(crate) struct Made<'a>(pub(crate) &'a Shared, pub(crate) SnapshotId);
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        self.0.index().making.remove(&self.1);
+    }
+}
+
 impl Index {
+    /// The highest number a snapshot has or had.
+    pub(crate) fn next_id(&self) -> SnapshotId {
+        self.next_id
+    }
+
     /// Returns the layers of a stack, top first, or the name of the one that is missing.
     pub(crate) fn stack(&self, top: &ChainId) -> Result<Vec<&LayerRecord>, ChainId> {
         let mut stack: Vec<&LayerRecord> = Vec::new();
@@ -512,7 +608,8 @@ fn load_blobs(dir: &OwnedFd, algorithm: Algorithm, index: &mut Index) -> Result<
 fn load_snapshots(snapshots: &OwnedFd, meta: &OwnedFd, index: &mut Index) -> Result<(), PathError> {
     let list =
         |dir, place: &str| names(dir).map_err(|source| PathError::new("list", place, source));
-    let mut with_record = std::collections::HashSet::new();
+    let mut with_record = HashSet::new();
+    let mut condemned = Vec::new();
     for name in list(meta, "snapshots/meta")? {
         let path = format!("snapshots/meta/{name}");
         let forget = || match unlinkat(meta, &*name, AtFlags::empty()) {
@@ -539,6 +636,10 @@ fn load_snapshots(snapshots: &OwnedFd, meta: &OwnedFd, index: &mut Index) -> Res
             continue;
         }
         with_record.insert(id);
+        if name == condemned_name(id) {
+            condemned.push(id);
+            continue;
+        }
         if let Err(reason) = load_record(snapshots, meta, &name, id, index) {
             index.report(path.clone(), reason);
         }
@@ -557,6 +658,20 @@ fn load_snapshots(snapshots: &OwnedFd, meta: &OwnedFd, index: &mut Index) -> Res
         if !with_record.contains(&id) {
             remove_tree(snapshots, name.as_bytes())
                 .map_err(|source| PathError::new("remove", format!("snapshots/{id}"), source))?;
+            index.swept.push(format!("snapshots/{id}"));
+        }
+    }
+    // Containers are known by now. What none of them is on goes with the first collection.
+    for id in condemned {
+        let record = read_bounded(meta, &condemned_name(id), RECORD_MAX)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| Record::from_json(&bytes));
+        match record {
+            Ok(Record::Layer(layer)) if layer.id == id => index.doomed.push(layer),
+            _ => index.report(
+                format!("snapshots/meta/{}", condemned_name(id)),
+                "is not the record of a layer",
+            ),
         }
     }
     Ok(())
@@ -583,6 +698,13 @@ fn load_record(
         Record::Layer(layer) => {
             if let Some(other) = index.layers.get(&layer.chain) {
                 return Err(format!("same layer as snapshot {}", other.id));
+            }
+            if layer.parent.as_ref().map_or_else(
+                || ChainId::first(&layer.diff_id),
+                |parent| parent.extend(&layer.diff_id),
+            ) != layer.chain
+            {
+                return Err("its chain id does not follow from its parent and diff id".to_owned());
             }
             index.layers.insert(layer.chain.clone(), layer);
         }
@@ -623,6 +745,11 @@ pub(crate) fn read_bounded(dir: &OwnedFd, name: &str, limit: u64) -> io::Result<
 /// Returns the name of the record of a snapshot.
 pub(crate) fn record_name(id: SnapshotId) -> String {
     format!("{id}.json")
+}
+
+/// Returns the name the record of a layer has once the layer is known to be damaged.
+pub(crate) fn condemned_name(id: SnapshotId) -> String {
+    format!("{id}.condemned")
 }
 
 /// Returns the name the record has while the snapshot is being removed.

@@ -107,6 +107,13 @@ pub(crate) fn sweep(dir: &OwnedFd) -> Result<(), PathError> {
     Ok(())
 }
 
+/// Names what is there and is no partial download.
+pub(crate) fn strangers(dir: &OwnedFd) -> Result<Vec<String>, PathError> {
+    let found = partials(dir)?;
+    let strange = |(name, blob, _): Listed| blob.is_none().then_some(name);
+    Ok(found.into_iter().filter_map(strange).collect())
+}
+
 /// Returns what partial downloads occupy.
 pub(crate) fn usage(dir: &OwnedFd) -> Result<Usage, PathError> {
     let mut usage = Usage::default();

@@ -1,13 +1,16 @@
 //! Small documents by digest: manifests and configurations.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 
 use super::digest::Digest;
 use crate::confined::open_dir;
-use crate::durable::{atomic_write, sync_dir};
+use crate::durable::{Prepared, atomic_write, sync_dir};
 use crate::error::{ErrorClass, PathError};
 use crate::store::{Store, read_bounded};
 
@@ -75,11 +78,63 @@ impl Store {
         let dir = open_dir(&self.shared.blobs, digest.algorithm().as_str().as_bytes());
         let dir = dir.map_err(failed)?;
         atomic_write(&dir, digest.hex(), bytes).map_err(failed)?;
+        Ok(self.note_blob(&dir, digest)?)
+    }
+
+    /// Writes a blob that is not stored yet, invisibly.
+    pub(crate) fn prepare_blob(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+    ) -> Result<Option<(Digest, Prepared)>, ContentError> {
+        let found = Digest::of(digest.algorithm(), bytes);
+        if found != *digest {
+            return Err(ContentError::DigestMismatch {
+                expected: digest.clone(),
+                found,
+            });
+        }
+        if self.shared.index().blobs.contains_key(digest) {
+            return Ok(None);
+        }
+        let failed = |source| PathError::new("write blob", digest, source);
+        let dir = open_dir(&self.shared.blobs, digest.algorithm().as_str().as_bytes());
+        let prepared = Prepared::write(dir.map_err(failed)?, digest.hex(), bytes);
+        Ok(Some((digest.clone(), prepared.map_err(failed)?)))
+    }
+
+    /// Makes prepared blobs visible, after a sync.
+    pub(crate) fn publish_blobs(&self, blobs: Vec<(Digest, Prepared)>) -> Result<(), PathError> {
+        let mut dirs = BTreeMap::new();
+        let mut published = Vec::new();
+        for (digest, mut prepared) in blobs {
+            let failed = |source| PathError::new("write blob", &digest, source);
+            let algorithm = digest.algorithm();
+            if let Entry::Vacant(entry) = dirs.entry(algorithm) {
+                let dir = open_dir(&self.shared.blobs, algorithm.as_str().as_bytes());
+                entry.insert(dir.map_err(failed)?);
+            }
+            prepared.publish().map_err(failed)?;
+            published.push(digest);
+        }
+        // Order: durable names first, since who sees a blob in the index relies on it.
+        for dir in dirs.values() {
+            sync_dir(dir)
+                .map_err(|source| PathError::new("sync directory", "content/blobs", source))?;
+        }
+        for digest in published {
+            self.note_blob(&dirs[&digest.algorithm()], &digest)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a blob that was renamed into place into the index.
+    fn note_blob(&self, dir: &OwnedFd, digest: &Digest) -> Result<(), PathError> {
         let mut index = self.shared.index();
         // Inserted under the lock under which garbage collection unlinks, and only if no
         // collection took the file between its rename and now.
-        let size = rustix::fs::statat(&dir, digest.hex(), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| failed(error.into()))?;
+        let size = rustix::fs::statat(dir, digest.hex(), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| PathError::new("write blob", digest, error))?;
         index
             .blobs
             .insert(digest.clone(), crate::tree::allocated(&size));

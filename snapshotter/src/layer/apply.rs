@@ -14,19 +14,21 @@ use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, linkat, makedev, mkdirat, mknodat, openat, readlinkat, statat,
-    symlinkat, unlinkat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
+use super::attic::Attic;
 use super::attributes::{apply_open, apply_unopenable, set_opaque, set_time};
 use super::entry::{Action, LayerPath, Metadata, Node, plan};
 use super::limits::Limits;
+use super::moves::Move;
 use super::pax::Time;
+use super::skeleton::Recorder;
 use super::sparse::Segment;
 use super::tar::{TarError, TarReader};
 use crate::confined::{is_whiteout, kind_of, open_dir, open_dir_path};
 use crate::error::{ErrorClass, PathError};
-use crate::tree::remove_tree;
 
 /// How many symbolic links one path may lead through, as in the kernel (path_resolution(7)).
 pub(crate) const LINKS_MAX: u32 = 40;
@@ -81,6 +83,16 @@ pub(crate) struct Applied {
     pub(crate) pending: Pending,
     /// The root hides all lower layers. Overlayfs ignores the attribute there.
     pub(crate) opaque_root: bool,
+    /// Where content went that the archive itself replaced.
+    pub(crate) moves: Vec<Move>,
+}
+
+/// Whether files get their content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    Written,
+    /// Files have their size and nothing in it: for a look at everything else.
+    Outlined,
 }
 
 /// What is known about a directory of the layer.
@@ -110,13 +122,22 @@ pub(crate) struct Applier {
     /// The parent of the last entry, by the path the archive used.
     last_parent: Option<(LayerPath, Parent)>,
     opaque_root: bool,
+    content: Content,
+    attic: Attic,
+    /// Files with content before the current entry.
+    payloads: u64,
 }
 
 impl Applier {
-    /// Starts with an empty directory.
-    pub(crate) fn new(root: OwnedFd, limits: Limits) -> Self {
+    /// Starts in a snapshot directory with an empty directory `fs`.
+    pub(crate) fn new(
+        snapshot: OwnedFd,
+        limits: Limits,
+        content: Content,
+    ) -> Result<Self, ApplyError> {
+        let root = open_dir(&snapshot, b"fs").map_err(at("open", &LayerPath::default()))?;
         let directories = BTreeMap::from([(LayerPath::default(), Known::Implied)]);
-        Self {
+        Ok(Self {
             root: Arc::new(root),
             limits,
             directories,
@@ -125,15 +146,19 @@ impl Applier {
             remembered: 0,
             last_parent: None,
             opaque_root: false,
-        }
+            content,
+            attic: Attic::new(snapshot, Vec::new()),
+            payloads: 0,
+        })
     }
 
     /// Applies all entries of an archive.
     pub(crate) fn run<R: BufRead>(
         mut self,
-        archive: &mut TarReader<R>,
+        archive: &mut TarReader<Recorder<R>>,
     ) -> Result<Applied, ApplyError> {
         while let Some(entry) = archive.next_entry()? {
+            self.payloads = archive.recorder().payloads();
             match plan(entry, &self.limits)? {
                 Action::Directory { path, metadata } => self.directory(&path, &metadata)?,
                 Action::File {
@@ -142,8 +167,19 @@ impl Applier {
                     size,
                     sparse,
                 } => {
-                    let mut file = self.new_file(&path)?;
-                    write_content(&mut file, archive, size, sparse.as_deref(), &path)?;
+                    let (mut file, place) = self.new_file(&path)?;
+                    let whole = [Segment {
+                        offset: 0,
+                        length: size,
+                    }];
+                    let segments = sparse.as_deref().unwrap_or(&whole);
+                    match self.content {
+                        Content::Written => {
+                            write_content(&mut file, archive, size, segments, &path)?;
+                        }
+                        Content::Outlined => skip_content(&file, archive, size, &path)?,
+                    }
+                    archive.recorder().content_is_at(&place, segments);
                     apply_open(&file, &metadata, true).map_err(at("set metadata of", &path))?;
                 }
                 Action::Symlink {
@@ -203,6 +239,7 @@ impl Applier {
         Ok(Applied {
             pending,
             opaque_root: self.opaque_root,
+            moves: self.attic.into_moves(),
         })
     }
 
@@ -236,17 +273,18 @@ impl Applier {
         self.remember(path, Known::Described(metadata.mtime))
     }
 
-    fn new_file(&mut self, path: &LayerPath) -> Result<File, ApplyError> {
+    /// Makes a file and returns it with its path without symbolic links.
+    fn new_file(&mut self, path: &LayerPath) -> Result<(File, LayerPath), ApplyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let mut opened = None;
-        self.make(path, "create", |dir, name| {
+        let parent = self.make(path, "create", |dir, name| {
             let mode = Mode::from_raw_mode(0o600);
             opened = Some(openat(dir, name, flags | OFlags::CLOEXEC, mode)?);
             Ok(())
         })?;
-        Ok(File::from(
-            opened.expect("make returns only after the file was opened"),
-        ))
+        let (_, name) = path.split().expect("plan refuses a file as the root");
+        let file = opened.expect("make returns only after the file was opened");
+        Ok((File::from(file), parent.path.join(name)))
     }
 
     /// Makes one entry; what this layer already has under that name goes away first.
@@ -508,21 +546,36 @@ impl Applier {
     /// Removes what this layer has under a name unless it is a directory; returns whether it did.
     fn clear_unless_directory(&mut self, parent: &Parent, name: &[u8]) -> Result<bool, ApplyError> {
         let path = parent.path.join(name);
-        match unlinkat(&*parent.fd, name, AtFlags::empty()) {
-            Ok(()) => {
-                self.last_parent = None;
+        match statat(&*parent.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if kind_of(&stat) == FileType::Directory => Ok(false),
+            Ok(_) => {
+                self.put_aside(parent, name, &path)?;
                 Ok(true)
             }
-            Err(Errno::ISDIR | Errno::PERM | Errno::NOENT) => Ok(false),
-            Err(error) => Err(at("replace", &path)(error.into()).into()),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(at("look up", &path)(error.into()).into()),
         }
+    }
+
+    /// Takes a name out of the layer. Its content is kept beside the layer, since the archive has it.
+    fn put_aside(
+        &mut self,
+        parent: &Parent,
+        name: &[u8],
+        path: &LayerPath,
+    ) -> Result<(), ApplyError> {
+        self.last_parent = None;
+        let cleared = self.attic.clear(&*parent.fd, name, path, self.payloads);
+        if cleared.map_err(at("replace", path))? {
+            self.charge(path.as_bytes().len())?;
+        }
+        Ok(())
     }
 
     /// Removes whatever this layer has under a name, and what was known about it.
     fn clear(&mut self, parent: &Parent, name: &[u8]) -> Result<(), ApplyError> {
         let path = parent.path.join(name);
-        self.last_parent = None;
-        remove_tree(&*parent.fd, name).map_err(at("replace", &path))?;
+        self.put_aside(parent, name, &path)?;
         self.links.remove(&path);
         if self.directories.remove(&path).is_some() {
             forget_below(&mut self.directories, &path);
@@ -548,31 +601,25 @@ fn forget_below<T>(map: &mut BTreeMap<LayerPath, T>, directory: &LayerPath) {
 /// Copies the content of the current entry into a file. Zeros become holes.
 fn write_content<R: BufRead>(
     file: &mut File,
-    archive: &mut TarReader<R>,
+    archive: &mut TarReader<Recorder<R>>,
     size: u64,
-    sparse: Option<&[Segment]>,
+    segments: &[Segment],
     path: &LayerPath,
 ) -> Result<(), ApplyError> {
-    let whole = [Segment {
-        offset: 0,
-        length: size,
-    }];
     let mut written_to = 0;
-    for segment in sparse.unwrap_or(&whole) {
-        let mut offset = segment.offset;
+    let mut position = 0;
+    for segment in segments {
         let mut left = segment.length;
-        if sparse.is_some() {
-            file.seek(SeekFrom::Start(offset))
+        if position != segment.offset {
+            position = segment.offset;
+            file.seek(SeekFrom::Start(position))
                 .map_err(at("seek in", path))?;
         }
         while left > 0 {
             let piece = archive.content()?;
             let amount = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             if amount == 0 {
-                return Err(ApplyError::Entry {
-                    path: path.shown(),
-                    reason: "content is cut off",
-                });
+                return Err(cut_off(path));
             }
             let piece = &piece[..amount];
             let step = i64::try_from(amount).expect("a buffer is smaller than i64::MAX");
@@ -581,10 +628,10 @@ fn write_content<R: BufRead>(
                     .map_err(at("seek in", path))?;
             } else {
                 file.write_all(piece).map_err(at("write", path))?;
-                written_to = offset + amount as u64;
+                written_to = position + amount as u64;
             }
-            archive.consume(amount);
-            offset += amount as u64;
+            archive.take_content(amount)?;
+            position += amount as u64;
             left -= amount as u64;
         }
     }
@@ -592,6 +639,30 @@ fn write_content<R: BufRead>(
         file.set_len(size).map_err(at("set size of", path))?;
     }
     Ok(())
+}
+
+/// Gives a file the size of the current entry and passes over the content.
+fn skip_content<R: BufRead>(
+    file: &File,
+    archive: &mut TarReader<Recorder<R>>,
+    size: u64,
+    path: &LayerPath,
+) -> Result<(), ApplyError> {
+    file.set_len(size).map_err(at("set size of", path))?;
+    loop {
+        let amount = archive.content()?.len();
+        if amount == 0 {
+            return Ok(());
+        }
+        archive.take_content(amount)?;
+    }
+}
+
+fn cut_off(path: &LayerPath) -> ApplyError {
+    ApplyError::Entry {
+        path: path.shown(),
+        reason: "content is cut off",
+    }
 }
 
 /// Tells whether a buffer is all zeros, comparing word by word.

@@ -177,6 +177,27 @@ pub(crate) fn read_unopenable(node: &OwnedFd) -> io::Result<Metadata> {
     Ok(from_stat(&fstat(node)?, xattrs))
 }
 
+/// Reads every attribute of a file that layers and overlayfs set, sorted by name. What the machine's own
+/// policy adds by itself is left out.
+pub(crate) fn all_xattrs(node: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    const OF_THE_MACHINE: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
+    let magic = magic_path(node.as_fd());
+    let mut list = vec![0; XATTR_LIST_MAX];
+    let length = no_xattrs(listxattr(&*magic, &mut list))?;
+    let mut xattrs = Vec::new();
+    for name in list[..length].split(|&b| b == 0) {
+        if name.is_empty() || OF_THE_MACHINE.contains(&name) {
+            continue;
+        }
+        let mut value = vec![0; XATTR_SIZE_MAX];
+        let length = getxattr(&*magic, name, &mut value)?;
+        value.truncate(length);
+        xattrs.push((name.to_vec(), value));
+    }
+    xattrs.sort();
+    Ok(xattrs)
+}
+
 fn no_xattrs(listed: rustix::io::Result<usize>) -> io::Result<usize> {
     match listed {
         Err(Errno::OPNOTSUPP) => Ok(0),

@@ -10,7 +10,7 @@ use crate::error::shown;
 
 /// A path inside a layer: `a/b/c`, no slash at the ends, no empty, `.` or `..` component, no NUL.
 /// The empty path is the root.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(crate) struct LayerPath(Vec<u8>);
 
 impl LayerPath {
@@ -90,6 +90,13 @@ impl LayerPath {
         } else {
             shown(&self.0)
         }
+    }
+
+    /// Reads a path of our own records: in the form above, or it is none.
+    pub(crate) fn from_record(bytes: &[u8]) -> Option<Self> {
+        let is_plain = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        let is_valid = bytes.is_empty() || bytes.split(|&b| b == b'/').all(is_plain);
+        is_valid.then(|| Self(bytes.to_vec()))
     }
 
     /// Reads a path as an archive states it. Leading slashes and `.` mean nothing; `..` is taken

@@ -21,6 +21,9 @@ pub struct Limits {
     pub sparse_segments: usize,
     /// Bytes of directory and link names that have to be remembered until the end of the layer.
     pub remembered_bytes: usize,
+    /// Bytes of the layer's skeleton, compressed. A layer beyond it is unpacked all the same, but cannot be
+    /// checked deeply or exported.
+    pub skeleton_bytes: u64,
 }
 
 impl Default for Limits {
@@ -35,6 +38,20 @@ impl Default for Limits {
             pax_bytes: 1 << 20,
             sparse_segments: 65_536,
             remembered_bytes: 64 << 20,
+            skeleton_bytes: 256 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds of an archive that was unpacked before: only those that memory needs.
+    pub(crate) fn unlimited() -> Self {
+        Self {
+            unpacked_bytes: u64::MAX,
+            entries: u64::MAX,
+            remembered_bytes: usize::MAX,
+            skeleton_bytes: u64::MAX,
+            ..Self::default()
         }
     }
 }

@@ -11,13 +11,16 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-use super::apply::{Applied, Applier};
+use super::apply::{Applied, Applier, Content};
 use super::channel::{CHUNK, ChunkReceiver, ChunkSender, Stopped, border, fill};
 use super::inflate;
+use super::skeleton::{Recorder, SKELETON};
 use super::tar::{TarError, TarReader};
 use super::{LayerError, LayerRequest};
 use crate::content::digest::Hasher;
 use crate::content::ingest::Partial;
+use crate::error::PathError;
+use crate::store::Growing;
 
 /// Received bytes are passed on in pieces of at least this size, unless the source ends.
 const RECEIVE: usize = 64 * 1024;
@@ -31,13 +34,15 @@ impl From<Stopped> for Failure {
     }
 }
 
-/// Runs the pipeline to its end. `root` is an empty directory.
+/// Runs the pipeline to its end, in a snapshot directory with an empty directory `fs`. Answers what was
+/// applied, and the size of the archive if it can be made again.
 pub(crate) fn run(
     request: &LayerRequest,
     partial: &mut Partial,
     source: impl Read + Send,
-    root: OwnedFd,
-) -> Result<Applied, LayerError> {
+    snapshot: OwnedFd,
+    growing: &Growing,
+) -> Result<(Applied, Option<u64>), LayerError> {
     let (to_inflate, from_receive) = border();
     let (to_hash, from_inflate) = border();
     let (to_apply, from_hash) = border();
@@ -49,9 +54,11 @@ pub(crate) fn run(
             spawn(scope, "inflate", move || {
                 inflate(request, from_receive, to_hash)
             })?,
-            spawn(scope, "hash", move || hash(request, from_inflate, to_apply))?,
+            spawn(scope, "hash", move || {
+                hash(request, from_inflate, to_apply, growing)
+            })?,
         ];
-        let applied = apply(request, from_hash, root);
+        let applied = apply(request, from_hash, snapshot);
         let mut causes: Vec<LayerError> = Vec::new();
         let applied = match applied {
             Ok(applied) => Some(applied),
@@ -114,7 +121,7 @@ fn receive(
         let mut buffer = next.buffer();
         let target = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
         let name = partial.name.clone();
-        let failed = |source| crate::error::PathError::new("read partial download", &name, source);
+        let failed = |source| PathError::new("read partial download", &name, source);
         // Positioned once; later reads continue where the last one ended.
         let file = if left == resumed {
             partial.replay()
@@ -219,10 +226,16 @@ fn inflate(
     }
 }
 
-fn hash(request: &LayerRequest, mut from: ChunkReceiver, next: ChunkSender) -> Result<(), Failure> {
+fn hash(
+    request: &LayerRequest,
+    mut from: ChunkReceiver,
+    next: ChunkSender,
+    growing: &Growing,
+) -> Result<(), Failure> {
     let mut hasher = Hasher::new(request.diff_id.algorithm());
     while let Some(bytes) = from.next()? {
         hasher.update(&bytes);
+        growing.add_bytes(bytes.len() as u64);
         next.send(bytes)?;
         if let Some(empty) = next.take_empty() {
             from.recycle(empty);
@@ -236,11 +249,18 @@ fn hash(request: &LayerRequest, mut from: ChunkReceiver, next: ChunkSender) -> R
     Ok(next.end()?)
 }
 
-fn apply(request: &LayerRequest, from: ChunkReceiver, root: OwnedFd) -> Result<Applied, Failure> {
-    let mut archive = TarReader::new(from, request.limits);
-    let outcome = Applier::new(root, request.limits).run(&mut archive);
-    let mut from = archive.into_input();
-    if from.is_stopped() {
+fn apply(
+    request: &LayerRequest,
+    from: ChunkReceiver,
+    snapshot: OwnedFd,
+) -> Result<(Applied, Option<u64>), Failure> {
+    let recorder = Recorder::writing(from, &snapshot, request.limits.skeleton_bytes)
+        .map_err(|source| LayerError::from(PathError::new("create", SKELETON, source)))?;
+    let mut archive = TarReader::new(recorder, request.limits);
+    let outcome = Applier::new(snapshot, request.limits, Content::Written)
+        .and_then(|applier| applier.run(&mut archive));
+    let mut recorder = archive.into_input();
+    if recorder.input().is_stopped() {
         return Err(None);
     }
     let applied = outcome.map_err(|source| LayerError::Apply {
@@ -248,8 +268,9 @@ fn apply(request: &LayerRequest, from: ChunkReceiver, root: OwnedFd) -> Result<A
         source,
     })?;
     // What follows the archive belongs to the diff id, so it is read to the end.
-    while let Some(buffer) = from.next_buffered()? {
-        from.recycle(buffer);
+    match recorder.finish() {
+        Ok(archive_bytes) => Ok((applied, archive_bytes)),
+        Err(_) if recorder.input().is_stopped() => Err(None),
+        Err(source) => Err(Some(PathError::new("write", SKELETON, source).into())),
     }
-    Ok(applied)
 }

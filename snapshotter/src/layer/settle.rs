@@ -1,7 +1,8 @@
 //! Completes a layer that was unpacked without its parents, once they are known:
 //!
 //! - a directory the archive implied but did not describe takes its metadata from the nearest
-//!   layer below that has it; without one it is root's, 0755;
+//!   layer below that has it; without one it is root's, 0755, of the epoch, so that the same layers
+//!   always make the same tree;
 //! - where a layer below has a symbolic link instead, the entries were meant to go through it:
 //!   they move to where it leads (a layer with `bin/tool` over one with `bin -> usr/bin`);
 //! - a hard link to a file of a layer below copies that file up, then links.
@@ -20,27 +21,45 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::apply::{ApplyError, IMPLIED_MODE, Pending, at, is_not_a_directory};
+use super::attic::Attic;
 use super::attributes::{
     apply_open, apply_unopenable, is_opaque, keeping_times, read_open, read_unopenable, set_opaque,
+    set_time,
 };
 use super::entry::LayerPath;
+use super::moves::Move;
+use super::pax::Time;
 use super::stack::{Found, Node, Stack};
 use crate::confined::{kind_of, open_beneath, open_dir};
 use crate::snapshot::kind::SnapshotId;
 use crate::store::names_raw;
 use crate::tree::remove_tree;
 
-/// Settles layer `id` on top of `below` (top first). Returns whether the layer may have grown.
+/// What settling a layer did.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// The layer may take more space now.
+    pub(crate) grown: bool,
+    /// All that moved, what the archive itself moved included.
+    pub(crate) moves: Vec<Move>,
+    /// Files that came from a layer below with their content.
+    pub(crate) copied: Vec<LayerPath>,
+}
+
+/// Settles layer `id` on top of `below` (top first). `moves` is what moved when it was unpacked.
 pub(crate) fn settle(
     snapshots: &OwnedFd,
     id: SnapshotId,
     below: Vec<SnapshotId>,
     pending: Pending,
-) -> Result<bool, ApplyError> {
+    moves: Vec<Move>,
+) -> Result<Settled, ApplyError> {
     let root_path = LayerPath::default();
     let lower = Stack::new(snapshots, below.clone());
     let root = lower.root_of(id).map_err(at("open", &root_path))?;
     let merged = Stack::new(snapshots, std::iter::once(id).chain(below).collect());
+    let snapshot =
+        open_dir(snapshots, id.to_string().as_bytes()).map_err(at("open", &root_path))?;
     let mut settling = Settling {
         id,
         root,
@@ -48,6 +67,8 @@ pub(crate) fn settle(
         merged,
         links: pending.links,
         grown: false,
+        attic: Attic::new(snapshot, moves),
+        copied: Vec::new(),
     };
     let mut implied: BTreeSet<LayerPath> = pending.implied.into_iter().collect();
     // A parent sorts before what is below it, so it is settled first.
@@ -62,7 +83,11 @@ pub(crate) fn settle(
     for (link, target) in std::mem::take(&mut settling.links) {
         settling.hard_link(&link, &target)?;
     }
-    Ok(settling.grown)
+    Ok(Settled {
+        grown: settling.grown,
+        moves: settling.attic.into_moves(),
+        copied: settling.copied,
+    })
 }
 
 struct Settling<'a> {
@@ -74,6 +99,8 @@ struct Settling<'a> {
     merged: Stack<'a>,
     links: Vec<(LayerPath, LayerPath)>,
     grown: bool,
+    attic: Attic,
+    copied: Vec<LayerPath>,
 }
 
 impl Settling<'_> {
@@ -95,9 +122,23 @@ impl Settling<'_> {
                 Ok(None)
             }
             Found::Other(node) if kind_of(&node.stat) == FileType::Symlink => {
-                self.through_link(path, &node)
+                let moved = self.through_link(path, &node)?;
+                if moved.is_none() {
+                    self.give_time(path)?;
+                }
+                Ok(moved)
             }
-            Found::Other(_) | Found::Nothing => Ok(None),
+            Found::Other(_) | Found::Nothing => self.give_time(path).map(|()| None),
+        }
+    }
+
+    /// Gives a directory that nothing describes a time that does not depend on when it was made.
+    fn give_time(&self, path: &LayerPath) -> Result<(), ApplyError> {
+        match open_dir(&self.root, path.as_bytes()) {
+            Ok(dir) => Ok(set_time(dir, Time::default()).map_err(at("set time of", path))?),
+            // Replaced by what moved here.
+            Err(error) if is_not_a_directory(&error) => Ok(()),
+            Err(error) => Err(at("open", path)(error).into()),
         }
     }
 
@@ -123,8 +164,13 @@ impl Settling<'_> {
         if is_opaque(&from).map_err(at("read", path))? {
             set_opaque(&to).map_err(at("mark as opaque", &target))?;
         }
-        keeping_times(&to, |to| move_content(from, to)).map_err(at("move", path))?;
-        remove_tree(&self.root, path.as_bytes()).map_err(at("remove", path))?;
+        keeping_times(&to, |to| {
+            move_content(from, to, path, &target, &mut self.attic)
+        })
+        .map_err(at("move", path))?;
+        let (above, name) = path.split().expect("the root is never a symbolic link");
+        let above = open_dir(&self.root, above.as_bytes()).map_err(at("open", &above))?;
+        keeping_times(&above, |above| remove_tree(above, name)).map_err(at("remove", path))?;
         for (link, target_of_link) in &mut self.links {
             for name in [link, target_of_link] {
                 if let Some(moved) = name.rebased(path, &target) {
@@ -188,6 +234,7 @@ impl Settling<'_> {
             keeping_times(&dir, |dir| copy_up(&node, dir))
                 .map_err(at("copy up from a lower layer", &canonical))?;
             self.grown = true;
+            self.copied.push(canonical.clone());
         }
         if *link == canonical {
             return Ok(());
@@ -205,12 +252,22 @@ impl Settling<'_> {
 
 /// Moves everything from one directory of a layer to another. What the archive described wins
 /// over what is at the destination; directories merge.
-fn move_content(from: OwnedFd, to: &OwnedFd) -> io::Result<()> {
+fn move_content(
+    from: OwnedFd,
+    to: &OwnedFd,
+    from_path: &LayerPath,
+    to_path: &LayerPath,
+    attic: &mut Attic,
+) -> io::Result<()> {
     // Depth is bounded by the limit on paths, so the descriptors held are too.
     for name in names_raw(&from)? {
         let name = &name[..];
+        let (source, target) = (from_path.join(name), to_path.join(name));
         match renameat_with(&from, name, to, name, RenameFlags::NOREPLACE) {
-            Ok(()) => continue,
+            Ok(()) => {
+                attic.moved(source, target);
+                continue;
+            }
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
@@ -220,10 +277,13 @@ fn move_content(from: OwnedFd, to: &OwnedFd) -> io::Result<()> {
         };
         if is_directory(&from)? && is_directory(to)? {
             let inner = open_dir(&from, name)?;
-            keeping_times(&open_dir(to, name)?, |to| move_content(inner, to))?;
+            keeping_times(&open_dir(to, name)?, |to| {
+                move_content(inner, to, &source, &target, attic)
+            })?;
         } else {
-            remove_tree(to, name)?;
+            attic.clear(to, name, &target, u64::MAX)?;
             renameat_with(&from, name, to, name, RenameFlags::NOREPLACE)?;
+            attic.moved(source, target);
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::io::{self, BufRead};
 use super::header::{self, BLOCK, Dialect, Header};
 use super::limits::Limits;
 use super::pax::{self, Extended, Time};
+use super::skeleton::Recorder;
 use super::sparse::{self, Segment};
 use crate::error::{ErrorClass, shown};
 
@@ -484,6 +485,21 @@ impl<R: BufRead> TarReader<R> {
                 return Err(wrong("sparse map is not decimal"));
             }
         }
+    }
+}
+
+impl<R: BufRead> TarReader<Recorder<R>> {
+    /// Marks bytes as used that are content of a file of the layer.
+    pub(crate) fn take_content(&mut self, amount: usize) -> Result<(), TarError> {
+        let taken = self.input.take_content(amount);
+        taken.map_err(|source| TarError::Read { source })?;
+        self.content -= amount as u64;
+        self.offset += amount as u64;
+        Ok(())
+    }
+
+    pub(crate) fn recorder(&mut self) -> &mut Recorder<R> {
+        &mut self.input
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct LayerRecord {
     pub(crate) usage: Usage,
     /// Nothing of the layers below is visible.
     pub(crate) opaque_root: bool,
+    /// Size of the archive that the skeleton and the files make; `None` without a skeleton.
+    pub(crate) archive_bytes: Option<u64>,
 }
 
 /// The writable layer of a container.
@@ -67,6 +69,8 @@ enum KindDocument {
         inodes: u64,
         #[serde(default)]
         opaque_root: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        archive_bytes: Option<u64>,
     },
     Active {
         key: String,
@@ -95,6 +99,7 @@ impl Record {
                 bytes: layer.usage.bytes,
                 inodes: layer.usage.inodes,
                 opaque_root: layer.opaque_root,
+                archive_bytes: layer.archive_bytes,
             },
             Self::Active(active) => KindDocument::Active {
                 key: active.key.clone(),
@@ -129,6 +134,7 @@ impl Record {
                 bytes,
                 inodes,
                 opaque_root,
+                archive_bytes,
             } => Self::Layer(LayerRecord {
                 id,
                 chain: chain(&name)?,
@@ -137,6 +143,7 @@ impl Record {
                 blob: digest(&blob)?,
                 usage: Usage { bytes, inodes },
                 opaque_root,
+                archive_bytes,
             }),
             KindDocument::Active {
                 key,
@@ -160,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_survive_the_round_trip(id: u64, key in "\\PC{1,40}", lowers: Vec<u64>, bytes: u64, opaque_root: bool) {
+        fn records_survive_the_round_trip(id: u64, key in "\\PC{1,40}", lowers: Vec<u64>, bytes: u64, opaque_root: bool, archive_bytes: Option<u64>) {
             let chain = ChainId::first(&Digest::sha256_of(key.as_bytes()));
             let parent = lowers.first().map(|_| chain.clone());
             let active = Record::Active(ActiveRecord { id, key, parent: parent.clone(), lowers });
@@ -168,7 +175,7 @@ mod tests {
             let digest = Digest::sha256_of(b"x");
             let layer = Record::Layer(LayerRecord {
                 id, chain, parent, diff_id: digest.clone(), blob: digest,
-                usage: Usage { bytes, inodes: 1 }, opaque_root,
+                usage: Usage { bytes, inodes: 1 }, opaque_root, archive_bytes,
             });
             prop_assert_eq!(Record::from_json(&layer.to_json()), Ok(layer));
         }

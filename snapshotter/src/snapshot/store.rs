@@ -11,7 +11,10 @@ use crate::error::{ErrorClass, PathError, shown};
 use crate::layer::attributes::{apply_open, read_open};
 use crate::mount::Mount;
 use crate::overlay::{self, LOWERS_MAX};
-use crate::store::{Active, ActivePhase, Index, Store, make_new_dir, record_name, removing_name};
+use crate::store::{
+    Active, ActivePhase, Index, Made, Store, condemned_name, make_new_dir, record_name,
+    removing_name,
+};
 use crate::tree::{Usage, measure};
 
 /// Longest key, in bytes.
@@ -137,6 +140,7 @@ impl Store {
         match made {
             Ok(record) => {
                 let mounts = overlay::mounts(&self.shared.root, &record);
+                index.making.remove(&record.id);
                 let active = Active {
                     record,
                     phase: ActivePhase::Ready,
@@ -157,7 +161,7 @@ impl Store {
         parent: Option<&ChainId>,
         lowers: Vec<SnapshotId>,
     ) -> Result<ActiveRecord, SnapshotError> {
-        let (id, dir) = self.shared.new_snapshot_dir()?;
+        let (id, dir, _growing) = self.shared.new_snapshot_dir()?;
         let record = ActiveRecord {
             id,
             key: key.to_owned(),
@@ -189,6 +193,7 @@ impl Store {
             })
         })();
         if let Err(error) = made {
+            let _made = Made(&self.shared, id);
             // The record may exist if only the sync failed.
             let _ = unlinkat(&self.shared.meta, record_name(id), AtFlags::empty());
             if let Err(left) = self.shared.remove_snapshot_dir(id) {
@@ -251,19 +256,44 @@ impl Store {
     /// Removes a snapshot of either kind: first the record, so that a crash in between leaves
     /// something to finish and nothing half there.
     pub(crate) fn remove_snapshot(&self, id: SnapshotId) -> Result<(), PathError> {
-        let (record, removing) = (record_name(id), removing_name(id));
-        let failed = |source| PathError::new("remove", format!("snapshots/meta/{record}"), source);
+        self.take_record(id)?;
+        self.sync_records()?;
+        self.remove_taken(id)
+    }
+
+    /// Takes the record of a snapshot away. The caller syncs before anything of the snapshot goes.
+    pub(crate) fn take_record(&self, id: SnapshotId) -> Result<(), PathError> {
         let meta = &self.shared.meta;
-        match renameat(meta, &*record, meta, &*removing) {
-            // Missing after an earlier attempt got this far.
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(failed(error.into())),
+        for record in [record_name(id), condemned_name(id)] {
+            match renameat(meta, &*record, meta, removing_name(id)) {
+                // Missing also after an earlier attempt got this far.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => {
+                    let path = format!("snapshots/meta/{record}");
+                    return Err(PathError::new("remove", path, error));
+                }
+            }
         }
-        sync_dir(meta).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Makes the names of records durable.
+    pub(crate) fn sync_records(&self) -> Result<(), PathError> {
+        sync_dir(&self.shared.meta)
+            .map_err(|source| PathError::new("sync directory", "snapshots/meta", source))
+    }
+
+    /// Removes the files of a snapshot whose record was taken.
+    pub(crate) fn remove_taken(&self, id: SnapshotId) -> Result<(), PathError> {
         self.shared.remove_snapshot_dir(id)?;
-        match unlinkat(meta, &*removing, AtFlags::empty()) {
+        let removing = removing_name(id);
+        match unlinkat(&self.shared.meta, &*removing, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed(error.into())),
+            Err(error) => Err(PathError::new(
+                "remove",
+                format!("snapshots/meta/{removing}"),
+                error,
+            )),
         }
     }
 

@@ -9,6 +9,7 @@
 
 mod archive;
 mod compare;
+mod fsck;
 mod full_disk;
 mod garbage;
 mod hostile;

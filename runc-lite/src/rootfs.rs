@@ -27,7 +27,7 @@ pub use pivot::{enter, finish};
 pub use procfs::{PrivateProcfs, write_lsm_label, write_sysctls};
 pub use root::Root;
 pub(crate) use sources::inside_rootfs;
-pub use sources::{Sources, Which};
+pub use sources::{MapLate, Sources, Which};
 
 /// What went wrong while the file system view was built. Paths are those of the container.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use super::user_namespace::{UserNamespace, become_first_user};
 use super::{gate, hooks, terminal, time_namespace};
 use crate::config::StateDocument;
 use crate::error_chain;
-use crate::plan::{IdmapPlan, NamespaceKind, Plan};
+use crate::plan::{IdmapPlan, MountPlan, NamespaceKind, Plan};
 use crate::rootfs::{self, CgroupView, Nodes, Root, Sources, Which};
 use crate::seccomp::Filter;
 use crate::sys::{close_all_except, exit_now};
@@ -237,7 +237,12 @@ fn build_rootfs(
         sources,
         locked: inheritance.user_namespace.is_some(),
     };
-    let unsealed = rootfs::mount_all(&root, &plan.mounts, surroundings).map_err(chain)?;
+    let map_late = |mount: &MountPlan, tree: BorrowedFd<'_>| match inheritance.user_namespace {
+        None => inheritance.sources.map_late(mount, tree).map_err(chain),
+        Some(_) => map_outside(channel, mount, tree),
+    };
+    let unsealed =
+        rootfs::mount_all(&root, &plan.mounts, surroundings, &map_late).map_err(chain)?;
     let nodes = match inheritance.user_namespace {
         Some(_) => Nodes::Bound,
         None => Nodes::Made,
@@ -279,6 +284,19 @@ fn build_rootfs(
     rootfs::mask_paths(&root, &plan.masked_paths).map_err(chain)?;
     rootfs::seal(&unsealed).map_err(chain)?;
     Ok(root)
+}
+
+/// Has the parent map the ids of a tree; it ends this process when it cannot.
+fn map_outside(channel: &ChildEnd, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), String> {
+    let index = u32::try_from(mount.index).map_err(|e| e.to_string())?;
+    let request = ToParent::MapIds(index.to_le_bytes());
+    channel
+        .send_with_descriptor(&request, tree)
+        .map_err(|e| format!("cannot send to the runtime: {e}"))?;
+    match channel.receive() {
+        Ok(Some(ToChild::IdsMapped)) => Ok(()),
+        _ => exit_now(1),
+    }
 }
 
 /// The state for hooks that init runs itself; its pid is the container's, as the specification wants it.

@@ -10,6 +10,8 @@
 //!    │ cgroup, record                                            │
 //!    │ Proceed ────────────────────────────────────────────────►│ namespaces, mounts, devices
 //!    │◄────────────────────────────────────────────── RunHooks ─┤ (only if there are hooks of create)
+//!    │◄──────────────────────────────────────────────── MapIds* ─┤ (only for id-mapped binds of what is
+//!    │ IdsMapped ──────────────────────────────────────────────►│  mounted in a user namespace)
 //!    │ HooksDone ──────────────────────────────────────────────►│ masks, pivot, identity, lookup
 //!    │◄──────────────────────────────────────────── Warning* ───┤
 //!    │◄──────────────────────────────────────── Ready | Failed ─┤
@@ -26,7 +28,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair, sockopt};
 
-use super::descriptor::receive_descriptor;
+use super::descriptor::{receive_descriptor, send_descriptor};
 
 /// Longest payload; longer texts are cut.
 const MAX_PAYLOAD: usize = 16 * 1024;
@@ -52,6 +54,9 @@ pub enum ToParent {
     Born([u8; 4]),
     /// Something was tolerated.
     Warning(String),
+    /// The ids of a bind of what init mounted before are to be mapped, which takes privileges outside: its
+    /// number among the mounts as little-endian bytes. Its tree comes beside this.
+    MapIds([u8; 4]),
     /// The hooks of create are due, those of the runtime namespace first.
     RunHooks,
     /// Everything is prepared.
@@ -67,6 +72,8 @@ pub enum ToParent {
 pub enum ToChild {
     /// The cgroup is joined and the record written.
     Proceed,
+    /// The ids of the tree that was sent are mapped.
+    IdsMapped,
     /// The hooks ran.
     HooksDone,
 }
@@ -76,6 +83,7 @@ impl Message for ToParent {
         match self {
             ToParent::Born(pid) => (b'B', pid),
             ToParent::Warning(text) => (b'W', text.as_bytes()),
+            ToParent::MapIds(index) => (b'M', index),
             ToParent::RunHooks => (b'H', &[]),
             ToParent::Ready => (b'R', &[]),
             ToParent::Listener => (b'L', &[]),
@@ -88,6 +96,7 @@ impl Message for ToParent {
         match tag {
             b'B' => payload.try_into().ok().map(ToParent::Born),
             b'W' => Some(ToParent::Warning(text())),
+            b'M' => payload.try_into().ok().map(ToParent::MapIds),
             b'H' if payload.is_empty() => Some(ToParent::RunHooks),
             b'R' if payload.is_empty() => Some(ToParent::Ready),
             b'L' if payload.is_empty() => Some(ToParent::Listener),
@@ -101,6 +110,7 @@ impl Message for ToChild {
     fn encode(&self) -> (u8, &[u8]) {
         match self {
             ToChild::Proceed => (b'P', &[]),
+            ToChild::IdsMapped => (b'I', &[]),
             ToChild::HooksDone => (b'D', &[]),
         }
     }
@@ -108,6 +118,7 @@ impl Message for ToChild {
     fn decode(tag: u8, payload: &[u8]) -> Option<ToChild> {
         match (tag, payload) {
             (b'P', []) => Some(ToChild::Proceed),
+            (b'I', []) => Some(ToChild::IdsMapped),
             (b'D', []) => Some(ToChild::HooksDone),
             _ => None,
         }
@@ -150,17 +161,31 @@ pub fn pair() -> io::Result<(ParentEnd, ChildEnd)> {
     ))
 }
 
+fn packet(message: &impl Message) -> Vec<u8> {
+    let (tag, payload) = message.encode();
+    let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
+    let mut packet = Vec::with_capacity(1 + payload.len());
+    packet.push(tag);
+    packet.extend_from_slice(payload);
+    packet
+}
+
 impl<S: Message, R: Message> Channel<S, R> {
     /// Sends one message.
     ///
     /// # Errors
     /// The errno of send(2); EPIPE when the other side is gone.
     pub fn send(&self, message: &S) -> io::Result<()> {
-        let (tag, payload) = message.encode();
-        let mut packet = Vec::with_capacity(1 + payload.len().min(MAX_PAYLOAD));
-        packet.push(tag);
-        packet.extend_from_slice(&payload[..payload.len().min(MAX_PAYLOAD)]);
-        send(&self.fd, &packet, SendFlags::NOSIGNAL)?;
+        send(&self.fd, &packet(message), SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Sends one message with `descriptor` beside it.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn send_with_descriptor(&self, message: &S, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        send_descriptor(self.fd.as_fd(), &packet(message), descriptor)?;
         Ok(())
     }
 
@@ -222,6 +247,7 @@ mod tests {
         let messages = [
             ToParent::Born(4711i32.to_le_bytes()),
             ToParent::Warning("ünïcode \0 and more".to_owned()),
+            ToParent::MapIds([7, 0, 0, 0]),
             ToParent::RunHooks,
             ToParent::Ready,
             ToParent::Listener,
@@ -231,7 +257,7 @@ mod tests {
             child.send(message).unwrap();
             assert_eq!(parent.receive().unwrap().as_ref(), Some(message));
         }
-        for message in [ToChild::Proceed, ToChild::HooksDone] {
+        for message in [ToChild::Proceed, ToChild::IdsMapped, ToChild::HooksDone] {
             parent.send(&message).unwrap();
             assert_eq!(child.receive().unwrap(), Some(message));
         }
@@ -255,6 +281,7 @@ mod tests {
     fn what_nobody_sends_is_refused() {
         assert_eq!(ToParent::decode(b'B', &[1, 2]), None);
         assert_eq!(ToParent::decode(b'R', &[1]), None);
+        assert_eq!(ToParent::decode(b'M', &[1, 2, 3, 4, 5]), None);
         assert_eq!(ToParent::decode(b'P', &[]), None);
         assert_eq!(ToChild::decode(b'B', &[]), None);
     }

@@ -352,7 +352,13 @@ fn make(
         set_oom_score(pid, score, request.log)?;
     }
     protect()?;
-    watch_init(&channel, &plan, &record, request.log, pid, aftermath)?;
+    let watch = Watch {
+        plan: &plan,
+        record: &record,
+        sources: &sources,
+        log: request.log,
+    };
+    watch_init(&channel, &watch, pid, aftermath)?;
     if let Some(path) = request.pid_file {
         write_pid_file(path, pid)?;
     }
@@ -502,15 +508,40 @@ pub(super) fn open_pidfd(pid: i32) -> Result<OwnedFd, ProcessError> {
     Ok(pidfd)
 }
 
+/// What init is served with.
+struct Watch<'a> {
+    plan: &'a Plan,
+    record: &'a Record,
+    sources: &'a Sources,
+    log: &'a Log,
+}
+
+impl Watch<'_> {
+    fn map_ids(&self, index: u32, tree: Option<OwnedFd>) -> Result<(), ProcessError> {
+        let mount = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.plan.mounts.iter().find(|mount| mount.index == index));
+        let (Some(mount), Some(tree)) = (mount, tree) else {
+            return Err(ProcessError::Child {
+                reason: format!("unexpected ids for mounts[{index}]"),
+            });
+        };
+        self.sources
+            .map_late(mount, tree.as_fd())
+            .map_err(|e| ProcessError::Child {
+                reason: crate::error_chain(&e),
+            })
+    }
+}
+
 /// Lets init proceed and serves it until it is ready.
 fn watch_init(
     channel: &ParentEnd,
-    plan: &Plan,
-    record: &Record,
-    log: &Log,
+    watch: &Watch<'_>,
     pid: i32,
     aftermath: &mut Option<Aftermath>,
 ) -> Result<(), ProcessError> {
+    let Watch { plan, record, .. } = *watch;
     let talk = |e| io_error("talk to", "the container's init", e);
     // Init runs these itself while this process waits.
     channel
@@ -518,7 +549,9 @@ fn watch_init(
         .map_err(talk)?;
     channel.send(&ToChild::Proceed).map_err(talk)?;
     loop {
-        match channel.receive().map_err(talk)? {
+        let received = channel.receive_with_descriptor().map_err(talk)?;
+        let (message, descriptor) = received.map_or((None, None), |(m, fd)| (Some(m), fd));
+        match message {
             Some(ToParent::Ready) => {
                 // Init closes its end last: from then on it holds only what its program will have.
                 return match channel.receive().map_err(talk)? {
@@ -528,7 +561,11 @@ fn watch_init(
                     }),
                 };
             }
-            Some(ToParent::Warning(text)) => log.warn(&text),
+            Some(ToParent::Warning(text)) => watch.log.warn(&text),
+            Some(ToParent::MapIds(index)) => {
+                watch.map_ids(u32::from_le_bytes(index), descriptor)?;
+                channel.send(&ToChild::IdsMapped).map_err(talk)?;
+            }
             Some(ToParent::RunHooks) => {
                 *aftermath = Some(Aftermath {
                     poststop: plan.hooks.poststop.clone(),

@@ -14,7 +14,7 @@ use super::attributes;
 use super::cgroups::{CgroupView, mount_cgroups};
 use super::copy_up;
 use super::file_systems::{mount_by_mount2, reconfigure};
-use super::sources::{bind_of, clone_for, clone_inside, inside_rootfs};
+use super::sources::{MapLate, bind_of, clone_for, clone_inside, inside_rootfs};
 use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{MountKind, MountPlan, Propagation};
 use crate::sys::{MountAttributes, mount_setattr};
@@ -63,10 +63,11 @@ pub fn mount_all(
     root: &Root,
     mounts: &[MountPlan],
     surroundings: Surroundings<'_>,
+    map_late: MapLate<'_>,
 ) -> Result<Vec<OwnedFd>, RootfsError> {
     let mut unsealed = Vec::new();
     for mount in mounts {
-        unsealed.extend(mount_one(root, mount, surroundings)?);
+        unsealed.extend(mount_one(root, mount, surroundings, map_late)?);
     }
     Ok(unsealed)
 }
@@ -75,6 +76,7 @@ fn mount_one(
     root: &Root,
     mount: &MountPlan,
     surroundings: Surroundings<'_>,
+    map_late: MapLate<'_>,
 ) -> Result<Option<OwnedFd>, RootfsError> {
     match &mount.kind {
         MountKind::Bind {
@@ -85,9 +87,7 @@ fn mount_one(
                 None => {
                     let source = surroundings.bundle.join(source);
                     let tree = match inside_rootfs(surroundings.rootfs, &source) {
-                        Some(path) => {
-                            clone_inside(root, mount, &path, *recursive, surroundings.sources)?
-                        }
+                        Some(path) => clone_inside(root, mount, &path, *recursive, map_late)?,
                         None => clone_for(mount, &source, *recursive)?,
                     };
                     bind(root, mount, tree.as_fd(), false)?;

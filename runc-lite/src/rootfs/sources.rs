@@ -101,6 +101,22 @@ impl Sources {
         Ok(sources)
     }
 
+    /// Maps the ids of `tree`, a bind of what the container's first process mounted before: inside a user
+    /// namespace it may not do it itself. The mappings are those that were found with the other trees.
+    ///
+    /// # Errors
+    /// [`RootfsError::Mount`].
+    pub fn map_late(&self, mount: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), RootfsError> {
+        let fail = |reason: String| failed(mount, "what is mounted there", reason);
+        let mut namespaces = self.namespaces.iter();
+        let (idmap, (_, namespace)) = mount
+            .idmap
+            .as_ref()
+            .zip(namespaces.find(|(index, _)| *index == mount.index))
+            .ok_or_else(|| fail("its ids are not to be mapped".to_owned()))?;
+        map_ids(tree, idmap, namespace.as_fd()).map_err(fail)
+    }
+
     /// The rootfs, if it was cloned.
     pub(super) fn rootfs(&self) -> Option<BorrowedFd<'_>> {
         self.rootfs.as_ref().map(AsFd::as_fd)
@@ -141,22 +157,19 @@ pub(super) fn clone_inside(
     mount: &MountPlan,
     path: &str,
     recursive: bool,
-    sources: [&Sources; 2],
+    map_late: MapLate<'_>,
 ) -> Result<OwnedFd, RootfsError> {
     let fail = |e: Errno| failed(mount, path, e);
     let place = root.open(path, OFlags::PATH).map_err(fail)?;
     let tree = clone_of(place.as_fd(), recursive).map_err(fail)?;
-    let Some(idmap) = &mount.idmap else {
-        return Ok(tree);
-    };
-    let mut namespaces = sources.into_iter().flat_map(|sources| &sources.namespaces);
-    let namespace = namespaces.find(|(index, _)| *index == mount.index);
-    let (_, namespace) =
-        namespace.ok_or_else(|| failed(mount, path, "its ids cannot be mapped here"))?;
-    map_ids(tree.as_fd(), idmap, namespace.as_fd())
-        .map_err(|reason| failed(mount, path, reason))?;
+    if mount.idmap.is_some() {
+        map_late(mount, tree.as_fd()).map_err(|reason| failed(mount, path, reason))?;
+    }
     Ok(tree)
 }
+
+/// Has the ids of a tree mapped, by whoever may do it: see [`Sources::map_late`].
+pub type MapLate<'a> = &'a dyn Fn(&MountPlan, BorrowedFd<'_>) -> Result<(), String>;
 
 fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -98,6 +98,32 @@ fn privileged_ids_of_what_is_mounted_in_the_container_can_be_mapped_again() {
 }
 
 #[test]
+fn privileged_ids_of_what_is_mounted_in_a_user_namespace_are_mapped_from_outside() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = mapped("stat -c %u:%g /mnt/file /mnt/below/file /tmp/file /tmp/below/file");
+    let tree = Tree::make(&bundle);
+    bundle.set("/mounts/-", entry(&["rbind"], None));
+    let mut again = entry(&["rbind", "idmap"], None);
+    again["source"] = json!(bundle.rootfs().join("mnt"));
+    again["destination"] = json!("/tmp");
+    bundle.set("/mounts/-", again.clone());
+    let nobody = "65534:65534";
+    assert_eq!(
+        bundle.run().ok(),
+        format!("{nobody}\n{nobody}\n100:200\n{nobody}")
+    );
+    // A second time the kernel refuses: the runtime outside says so, and takes everything back.
+    again["source"] = json!(bundle.rootfs().join("tmp"));
+    again["destination"] = json!("/home");
+    bundle.set("/mounts/-", again);
+    bundle.run().fails(1, "its ids are mapped already");
+    drop(tree);
+    bundle.assert_gone();
+}
+
+#[test]
 fn privileged_a_mapped_container_writes_through_its_mounts_as_the_host_s_users() {
     if !ready() {
         return;

@@ -27,6 +27,17 @@ const DEVICES: [&str; 7] = [
     "null", "zero", "full", "random", "urandom", "tty", "console",
 ];
 
+/// What the host's sysctl `name` says now: an attack writes this, so that one that gets through is seen and
+/// changes nothing. Empty where the kernel has no such sysctl.
+pub(crate) fn present(name: &str) -> String {
+    let value = fs::read_to_string(Path::new("/proc/sys").join(name));
+    value.unwrap_or_default().trim_end().to_owned()
+}
+
+/// What sysrq takes as a request for its list of requests, see sysrq.rst of the kernel. Most other letters end
+/// the machine.
+pub(crate) const SYSRQ_HELP: &str = "h";
+
 /// A directory outside every container with a file in it, and the state of the host around: checked when it
 /// is dropped.
 #[derive(Debug)]

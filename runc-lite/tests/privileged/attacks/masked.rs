@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::arena::{Canary, empower, without_mounts};
+use super::arena::{Canary, SYSRQ_HELP, empower, present, without_mounts};
 use super::loops::masks_under_exchange;
 use crate::bundle::{Bundle, ready};
 
@@ -44,12 +44,15 @@ fn privileged_cve_2025_31133_masks_need_no_null_device_of_the_image() {
     }
     let canary = Canary::new();
     for mounted in [true, false] {
-        for target in [
-            "/proc/sys/kernel/core_pattern",
-            "/proc/sysrq-trigger",
-            "/etc/passwd",
+        for (target, value) in [
+            (
+                "/proc/sys/kernel/core_pattern",
+                present("kernel/core_pattern"),
+            ),
+            ("/proc/sysrq-trigger", SYSRQ_HELP.to_owned()),
+            ("/etc/passwd", "x".to_owned()),
         ] {
-            let mut bundle = Bundle::new("cat /secret; echo x > /secret");
+            let mut bundle = Bundle::new(&format!("cat /secret; echo '{value}' > /secret"));
             let dev = bundle.rootfs().join("dev");
             fs::create_dir(&dev).unwrap();
             symlink(target, dev.join("null")).unwrap();
@@ -122,9 +125,11 @@ fn privileged_cve_2018_10892_default_masks_hide_and_default_read_only_paths_hold
            elif test -e $p; then test -z \"$(head -c 1 $p)\" || echo GOT bytes of $p; echo SEEN; fi; done; \
          for p in {}; do /bin/busybox find $p -maxdepth 2 -type f | while read f; do \
            if : >> $f; then echo GOT writable $f; fi 2>/dev/null; done; done; \
-         echo c > /proc/sysrq-trigger; echo x > /proc/sys/kernel/core_pattern; echo done",
+         echo {SYSRQ_HELP} > /proc/sysrq-trigger && echo GOT sysrq; \
+         echo '{}' > /proc/sys/kernel/core_pattern && echo GOT core_pattern; echo done",
         MASKED.join(" "),
-        READONLY.join(" ")
+        READONLY.join(" "),
+        present("kernel/core_pattern")
     );
     let mut bundle = Bundle::new(&script);
     empower(

@@ -259,3 +259,62 @@ fn privileged_a_link_of_the_image_takes_no_mount_into_proc() {
     }
     canary.assert_alive();
 }
+
+/// A source below the container's own root is the image's to choose: a link in it leads to the container's
+/// files, not to the host's (the way CVE-2026-119101 took).
+#[test]
+fn privileged_cve_2026_119101_a_source_in_the_image_leads_to_nothing_of_the_host() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let hostile = canary.path();
+    for target in [hostile.to_str().unwrap(), "/proc/self/root", "../../../.."] {
+        let mut bundle =
+            Bundle::new("cat /mnt/file; ls -a /mnt; echo x > /mnt/file; touch /mnt/made");
+        let link = bundle.rootfs().join("link");
+        symlink(target, &link).unwrap();
+        bind(&mut bundle, &link, "/mnt", &["rbind", "rw"]);
+        let done = bundle.run();
+        assert!(!done.out.contains("alive"), "{target}: {done:?}");
+        // The container's own root, where the link goes there, is told by what the bundle put into it.
+        assert!(
+            done.code != 0 || done.out.contains("busybox") || done.out.contains("mnt"),
+            "{target}: {done:?}"
+        );
+        canary.assert_alive();
+    }
+}
+
+/// tmpcopyup reads a directory of the image: links in it are copied as links, and what one would have led to
+/// stays outside (the kind of CVE-2022-23648).
+#[test]
+fn privileged_cve_2022_23648_a_copied_directory_brings_nothing_of_the_host() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let mut bundle =
+        Bundle::new("readlink /data/dir; readlink /data/file; cat /data/*; cat /data/dir/*");
+    let data = bundle.rootfs().join("data");
+    fs::create_dir(&data).unwrap();
+    symlink(canary.path(), data.join("dir")).unwrap();
+    symlink(canary.file(), data.join("file")).unwrap();
+    bundle.set(
+        "/mounts/-",
+        json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+    );
+    let done = bundle.run();
+    let links = format!("{}\n{}", canary.path().display(), canary.file().display());
+    assert_eq!(done.out, links, "{done:?}");
+    // The directory itself as a link: only what the container has there.
+    fs::remove_dir_all(&data).unwrap();
+    symlink(canary.path(), &data).unwrap();
+    bundle.set(
+        "/process/args",
+        json!(["sh", "-c", "cat /data/file; ls -A /data"]),
+    );
+    let done = bundle.run();
+    assert_eq!(done.out, "", "{done:?}");
+    canary.assert_alive();
+}

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::arena::{Canary, bind};
+use super::arena::{Canary, SYSRQ_HELP, bind};
 use crate::bundle::{Bundle, ready};
 
 #[test]
@@ -140,7 +140,7 @@ fn privileged_cve_2025_62596_a_label_s_name_leads_nowhere_else() {
         "../cwd/x",
     ] {
         assert!(
-            runc_lite::rootfs::write_lsm_label(name, "x").is_err(),
+            runc_lite::rootfs::write_lsm_label(name, SYSRQ_HELP).is_err(),
             "{name}"
         );
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::arena::{Canary, without_mounts};
+use super::arena::{Canary, SYSRQ_HELP, present, without_mounts};
 use crate::bundle::{Bundle, ready};
 
 /// The namespaces a sysctl may belong to, as a container would have them.
@@ -62,21 +62,23 @@ fn privileged_sysctls_of_the_host_are_refused_before_anything_is_made() {
         return;
     }
     let canary = Canary::new();
-    for name in [
-        "kernel.core_pattern",
-        "kernel/core_pattern",
-        "kernel.modprobe",
-        "kernel.sysrq",
-        "vm.overcommit_memory",
-        "net/../kernel/core_pattern",
-        "net.ipv4./../../kernel/core_pattern",
-        "kernel/../../sysrq-trigger",
-        "fs/mqueue/../../kernel/core_pattern",
-        "net//ipv4",
-        "",
+    let pattern = present("kernel/core_pattern");
+    for (name, value) in [
+        ("kernel.core_pattern", pattern.clone()),
+        ("kernel/core_pattern", pattern.clone()),
+        ("kernel.modprobe", present("kernel/modprobe")),
+        ("kernel.sysrq", present("kernel/sysrq")),
+        ("vm.overcommit_memory", present("vm/overcommit_memory")),
+        ("net/../kernel/core_pattern", pattern.clone()),
+        ("net.ipv4./../../kernel/core_pattern", pattern.clone()),
+        ("kernel/../../sysrq-trigger", SYSRQ_HELP.to_owned()),
+        ("net/../../sysrq-trigger", SYSRQ_HELP.to_owned()),
+        ("fs/mqueue/../../kernel/core_pattern", pattern),
+        ("net//ipv4", "1".to_owned()),
+        ("", "1".to_owned()),
     ] {
         let mut bundle = Bundle::new("true");
-        bundle.set("/linux/sysctl", json!({name: "1"}));
+        bundle.set("/linux/sysctl", json!({name: value}));
         bundle.create().fails(1, "linux.sysctl");
         bundle.assert_gone();
     }
@@ -98,14 +100,16 @@ fn privileged_sysctls_of_a_shared_namespace_are_refused() {
         bundle.config.as_object_mut().unwrap().remove("hostname");
         let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != kind);
-        bundle.set("/linux/sysctl", json!({name: "0"}));
+        let value = present(&name.replace('.', "/"));
+        bundle.set("/linux/sysctl", json!({name: value}));
         bundle.create().fails(1, kind);
         bundle.assert_gone();
     }
     // By the path of the host's own namespace it is the host as well.
     let mut bundle = Bundle::new("true");
     bundle.config["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/net");
-    bundle.set("/linux/sysctl", json!({"net.ipv4.ip_forward": "0"}));
+    let value = present("net/ipv4/ip_forward");
+    bundle.set("/linux/sysctl", json!({"net.ipv4.ip_forward": value}));
     bundle.create().fails(1, "would change the host");
     canary.assert_alive();
 }

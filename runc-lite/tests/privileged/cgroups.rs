@@ -21,7 +21,8 @@ fn privileged_limits_are_visible_in_v1_files() {
         json!({
             "devices": [{"allow": false, "access": "rwm"},
                         {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"}],
-            "memory": {"limit": 67_108_864, "reservation": 33_554_432, "swap": 67_108_864, "swappiness": 10},
+            "memory": {"limit": 67_108_864, "reservation": 33_554_432, "swap": 67_108_864, "swappiness": 10,
+                       "kernelTCP": 16_777_216},
             "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0", "mems": "0"},
             "pids": {"limit": 42},
             "hugepageLimits": [{"pageSize": "2MB", "limit": 0}]
@@ -38,6 +39,17 @@ fn privileged_limits_are_visible_in_v1_files() {
     assert_eq!(read("memory", "memory.limit_in_bytes"), "67108864");
     assert_eq!(read("memory", "memory.soft_limit_in_bytes"), "33554432");
     assert_eq!(read("memory", "memory.swappiness"), "10");
+    // The one limit of kernel memory that v1 still has; files of cgroup v1 go one by one.
+    let tcp = "memory.kmem.tcp.limit_in_bytes";
+    if Path::new("/sys/fs/cgroup/memory").join(tcp).exists() {
+        assert_eq!(read("memory", tcp), "16777216");
+        let flags = ["update", "--kernel-memory-tcp", "32M", &bundle.id];
+        bundle.call(&flags).ok();
+        assert_eq!(read("memory", tcp), "33554432");
+    } else {
+        let log = bundle.log();
+        assert!(log.contains("memory.kernelTCP: 16777216 ignored"), "{log}");
+    }
     assert_eq!(read("cpu", "cpu.shares"), "512");
     assert_eq!(read("cpu", "cpu.cfs_quota_us"), "50000");
     assert_eq!(read("cpu", "cpu.cfs_period_us"), "100000");

@@ -10,6 +10,7 @@ use super::rdma_line;
 use crate::config::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
 
 const LIMIT: &str = "memory.limit_in_bytes";
+const TCP: &str = "memory.kmem.tcp.limit_in_bytes";
 const SWAP: &str = "memory.memsw.limit_in_bytes";
 
 /// Where limits go.
@@ -93,7 +94,12 @@ impl<'a> Limits<'a> {
     }
 
     fn memory(&self, memory: &Memory, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
-        warn_about_kernel_memory(memory, warnings);
+        warn_about_kernel_memory("kernel", memory.kernel, warnings);
+        let directory = self.directory("memory");
+        let has_tcp = directory.is_some_and(|directory| directory.join(TCP).exists());
+        if directory.is_some() && !has_tcp {
+            warn_about_kernel_memory("kernelTCP", memory.kernel_tcp, warnings);
+        }
         let limit = memory.limit.filter(|limit| *limit != 0);
         let mut swap = memory.swap.filter(|swap| *swap != 0);
         if limit == Some(-1) && swap.is_none() {
@@ -124,6 +130,11 @@ impl<'a> Limits<'a> {
                 "memory.soft_limit_in_bytes",
                 bytes.to_string(),
             )?;
+        }
+        if let Some(bytes) = memory.kernel_tcp.filter(|bytes| *bytes != 0)
+            && (has_tcp || directory.is_none())
+        {
+            write("memory.kernelTCP", TCP, bytes.to_string())?;
         }
         // All ones is how older callers say "not set".
         if let Some(swappiness) = memory.swappiness.filter(|s| *s != u64::MAX) {

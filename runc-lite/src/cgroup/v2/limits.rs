@@ -133,7 +133,8 @@ impl Limits<'_> {
         known: &Memory,
         warnings: &mut Vec<String>,
     ) -> Result<(), CgroupError> {
-        warn_about_kernel_memory(asked, warnings);
+        warn_about_kernel_memory("kernel", asked.kernel, warnings);
+        warn_about_kernel_memory("kernelTCP", asked.kernel_tcp, warnings);
         for (name, set) in [
             (
                 "swappiness",
@@ -313,14 +314,17 @@ pub(in crate::cgroup) fn pids_text(limit: i64) -> String {
     }
 }
 
-/// Says that the limits of kernel memory do nothing: no kernel since 5.16 has them.
-pub(in crate::cgroup) fn warn_about_kernel_memory(memory: &Memory, warnings: &mut Vec<String>) {
-    for (name, value) in [("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)] {
-        if let Some(value) = value {
-            warnings.push(format!(
-                "linux.resources.memory.{name}: {value} ignored: kernel memory has no limit of its own"
-            ));
-        }
+/// Says that the limit of kernel memory in field `name` does nothing: cgroup v2 has none, and v1 only that of
+/// TCP buffers since Linux 5.16.
+pub(in crate::cgroup) fn warn_about_kernel_memory(
+    name: &str,
+    value: Option<i64>,
+    warnings: &mut Vec<String>,
+) {
+    if let Some(value) = value {
+        warnings.push(format!(
+            "linux.resources.memory.{name}: {value} ignored: kernel memory has no limit of its own"
+        ));
     }
 }
 

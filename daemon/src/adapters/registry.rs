@@ -71,7 +71,7 @@ pub struct RegistryOptions {
     pub retry_backoff: Duration,
     /// The value of the `User-Agent` header; one that is no header value is replaced by `axil`.
     pub user_agent: String,
-    /// The proxy for https registries.
+    /// The proxies to reach registries by.
     pub proxy: ProxyOptions,
 }
 

@@ -32,11 +32,18 @@ impl Registries {
             hosts_dirs: config.hosts_dirs.clone(),
             progress_timeout: config.progress_timeout,
             proxy: ProxyOptions {
+                http: variable("http_proxy", "HTTP_PROXY"),
                 https: variable("https_proxy", "HTTPS_PROXY"),
                 no_proxy: variable("no_proxy", "NO_PROXY"),
             },
             ..RegistryOptions::default()
         };
+        for variable in options.proxy.unusable() {
+            tracing::error!(
+                variable,
+                "is no URL of a proxy; registries are asked directly"
+            );
+        }
         Self {
             client: registry::Registry::new(options),
         }

@@ -1,17 +1,21 @@
 //! TLS settings of one server: the machine's authorities plus the configured ones, client
-//! certificates, and verification switched off where the operator says so.
+//! certificates, and verification switched off where the operator says so. How a server's
+//! certificate is judged is `verifier`'s part.
 
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use super::hosts::{HostsError, TlsFiles};
+
+mod verifier;
+
+use verifier::{Listed, Unverified};
 
 /// Largest PEM file, in bytes.
 const MAX_PEM_BYTES: u64 = 4 << 20;
@@ -81,14 +85,27 @@ impl TlsContents {
                 .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
         } else {
             let mut store = RootCertStore::clone(&roots.get());
+            let mut listed = Vec::new();
             for (path, pem) in &self.authorities {
                 for certificate in certificates(path, pem)? {
                     store
-                        .add(certificate)
+                        .add(certificate.clone())
                         .map_err(|error| refuse(path, &error))?;
+                    listed.push(certificate);
                 }
             }
-            builder.with_root_certificates(store)
+            match self.authorities.first() {
+                None => builder.with_root_certificates(store),
+                Some((path, _)) => {
+                    let chains =
+                        WebPkiServerVerifier::builder_with_provider(store.into(), provider)
+                            .build()
+                            .map_err(|error| refuse(path, &error))?;
+                    builder
+                        .dangerous()
+                        .with_custom_certificate_verifier(Arc::new(Listed::new(chains, listed)))
+                }
+            }
         };
         // rustls presents one certificate; as in containerd several may be configured, and the
         // first is the one in use.
@@ -168,47 +185,5 @@ impl SystemRoots {
             return store;
         }
         Arc::clone(self.0.get_or_init(|| store))
-    }
-}
-
-/// Accepts every server certificate, where the operator wrote `skip_verify`. Signatures are still
-/// checked, so that the peer owns the key of whatever certificate it shows.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

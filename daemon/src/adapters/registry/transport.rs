@@ -1,34 +1,34 @@
-//! HTTP/1.1 connections: TCP or a proxy's tunnel, TLS, keep-alive, and a bound on every step up to
-//! the head of the answer.
+//! HTTP/1.1 connections: TLS, keep-alive, and a bound on every step up to the head of the answer.
+//! What is below TLS (TCP, proxies) is `link`'s part.
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axil_snapshotter::Digest;
 use bytes::Bytes;
+use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::Client as PooledClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower_service::Service;
 
 use super::error::{Cause, Problem};
 use super::hosts::{HostConfig, HostsError};
-use super::origin::is_loopback;
-use super::redact::scrubbed;
 use super::tls::{SystemRoots, TlsContents};
+
+mod link;
+
+pub use link::ProxyOptions;
+use link::{Link, Links, Proxies};
 
 /// How long an unused connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,39 +39,27 @@ const MAX_BUFFER_BYTES: usize = 256 << 10;
 /// Most clients kept, one per distinct TLS setting.
 const MAX_CLIENTS: usize = 32;
 
-/// Which proxy serves https registries; empty texts mean none.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct ProxyOptions {
-    /// URL of the proxy, as in the variable `HTTPS_PROXY`; may carry credentials.
-    pub https: String,
-    /// Hosts that are reached directly, as in the variable `NO_PROXY`.
-    pub no_proxy: String,
-}
-
-impl fmt::Debug for ProxyOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyOptions")
-            .field("https", &scrubbed(&self.https, &[]))
-            .field("no_proxy", &self.no_proxy)
-            .finish()
-    }
-}
-
-type Stream = TokioIo<TcpStream>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Cause>> + Send>>;
 
 /// An HTTP client with one TLS setting and its own pool of connections.
 #[derive(Debug, Clone)]
-pub(super) struct Client(PooledClient<Bounded, Full<Bytes>>);
+pub(super) struct Client {
+    pooled: PooledClient<Bounded, Full<Bytes>>,
+    proxies: Proxies,
+}
 
 impl Client {
     /// Sends a request and waits at most `wait` for the head of the answer.
     pub(super) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         wait: Duration,
     ) -> Result<Response<Incoming>, Problem> {
-        match tokio::time::timeout(wait, self.0.request(request)).await {
+        // A plain request goes to its proxy as it is, and the proxy wants to know who asks.
+        if let Some(account) = self.proxies.account_for_plain(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, account);
+        }
+        match tokio::time::timeout(wait, self.pooled.request(request)).await {
             Err(_) => Err(Problem::Timeout {
                 what: "answer",
                 after: wait,
@@ -121,12 +109,12 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 /// A connector with a bound on name resolution, connection, tunnel and handshake together.
 #[derive(Clone)]
 struct Bounded {
-    connector: HttpsConnector<Direct>,
+    connector: HttpsConnector<Links>,
     wait: Duration,
 }
 
 impl Service<Uri> for Bounded {
-    type Response = MaybeHttpsStream<Stream>;
+    type Response = MaybeHttpsStream<Link>;
     type Error = Cause;
     type Future = Connecting<Self::Response>;
 
@@ -153,42 +141,6 @@ struct ConnectTimeout {
     after: Duration,
 }
 
-/// TCP to the server itself, or through the proxy's tunnel where one is configured for it.
-#[derive(Clone)]
-struct Direct {
-    tcp: HttpConnector,
-    proxy: Arc<Matcher>,
-}
-
-impl Service<Uri> for Direct {
-    type Response = Stream;
-    type Error = Cause;
-    type Future = Connecting<Stream>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Cause>> {
-        self.tcp.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let local = uri.host().is_none_or(is_loopback);
-        let proxied = uri.scheme_str() == Some("https") && !local;
-        match self.proxy.intercept(&uri).filter(|_| proxied) {
-            None => {
-                let connecting = self.tcp.call(uri);
-                Box::pin(async move { connecting.await.map_err(Into::into) })
-            }
-            Some(proxy) => {
-                let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
-                if let Some(auth) = proxy.basic_auth() {
-                    tunnel = tunnel.with_auth(auth.clone());
-                }
-                let connecting = tunnel.call(uri);
-                Box::pin(async move { connecting.await.map_err(Into::into) })
-            }
-        }
-    }
-}
-
 /// The two clients of a configured host.
 #[derive(Debug, Clone)]
 pub(super) struct HostClients {
@@ -201,20 +153,16 @@ pub(super) struct HostClients {
 /// The clients in use, by their settings, so that connections outlive one pull.
 pub(super) struct Clients {
     connect_timeout: Duration,
-    proxy: Arc<Matcher>,
+    proxies: Proxies,
     roots: SystemRoots,
     kept: Mutex<HashMap<(Digest, Duration), Client>>,
 }
 
 impl Clients {
     pub(super) fn new(connect_timeout: Duration, proxy: &ProxyOptions) -> Self {
-        let proxy = Matcher::builder()
-            .https(proxy.https.clone())
-            .no(proxy.no_proxy.clone())
-            .build();
         Self {
             connect_timeout,
-            proxy: Arc::new(proxy),
+            proxies: Proxies::new(proxy),
             roots: SystemRoots::default(),
             kept: Mutex::new(HashMap::new()),
         }
@@ -252,22 +200,24 @@ impl Clients {
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         tcp.set_connect_timeout(Some(wait));
-        let direct = Direct {
-            tcp,
-            proxy: Arc::clone(&self.proxy),
-        };
+        // A proxy is no registry: only the machine's authorities vouch for it.
+        let to_proxy = TlsContents::default().client_config(&self.roots)?;
+        let links = Links::new(tcp, to_proxy, self.proxies.clone());
         let tls = contents.client_config(&self.roots)?;
         let connector = Bounded {
-            connector: HttpsConnector::from((direct, tls)),
+            connector: HttpsConnector::from((links, tls)),
             wait,
         };
-        let client = PooledClient::builder(TokioExecutor::new())
+        let pooled = PooledClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_BUFFER_BYTES)
             .build(connector);
-        Ok(Client(client))
+        Ok(Client {
+            pooled,
+            proxies: self.proxies.clone(),
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, Duration), Client>> {

@@ -240,3 +240,37 @@ pub(super) async fn connect_proxy(to: u16) -> (u16, Arc<Mutex<Vec<String>>>, Joi
     });
     (port, heads, task)
 }
+
+/// A SOCKS 5 proxy without authentication (RFC 1928) that connects every name to one local port.
+pub(super) async fn socks_proxy(to: u16) -> (u16, Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let task = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut greeting = [0; 2];
+            client.read_exact(&mut greeting).await.unwrap();
+            let mut methods = vec![0; usize::from(greeting[1])];
+            client.read_exact(&mut methods).await.unwrap();
+            client.write_all(&[5, 0]).await.unwrap();
+            let mut request = [0; 5];
+            client.read_exact(&mut request).await.unwrap();
+            assert_eq!(request[3], 3, "a name is asked for");
+            let mut name = vec![0; usize::from(request[4])];
+            client.read_exact(&mut name).await.unwrap();
+            let name = String::from_utf8(name).unwrap();
+            let number = client.read_u16().await.unwrap();
+            log.lock().unwrap().push(format!("{name}:{number}"));
+            client
+                .write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])
+                .await
+                .unwrap();
+            let mut server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (port, asked, task)
+}

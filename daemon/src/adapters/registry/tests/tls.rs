@@ -65,6 +65,62 @@ impl Authority {
     }
 }
 
+/// A server with a certificate that vouches for itself and may sign others, as `openssl req -x509`
+/// makes them.
+fn home_made(names: &[&str], until_year: i32) -> (String, TlsAcceptor) {
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = rcgen::date_time_ymd(until_year, 1, 1);
+    let certificate = params.self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    (certificate.pem(), TlsAcceptor::from(Arc::new(config)))
+}
+
+#[tokio::test]
+async fn a_home_made_certificate_is_taken_where_exactly_it_is_listed() {
+    let good = ["127.0.0.1", "registry.test"];
+    for (names, until, listed, words) in [
+        (&good[..], 4000, true, ""),
+        (&good[..], 4000, false, "CaUsedAsEndEntity"),
+        (&good[..], 2020, true, "expired"),
+        (&["other.test"][..], 4000, true, "not valid for name"),
+    ] {
+        let (pem, acceptor) = home_made(names, until);
+        let image = Image::new(10);
+        let server = Server::start_with(Some(acceptor), move |seen, _| image.answer(seen)).await;
+        let root = tempfile::tempdir().unwrap();
+        let file = match listed {
+            true => pem,
+            // Another authority of the same name does not vouch for it.
+            false => home_made(names, until).0,
+        };
+        std::fs::write(root.path().join("ca.pem"), file).unwrap();
+        let url = format!("https://127.0.0.1:{}", server.port);
+        let registry = configure(root.path(), &url, "ca = \"../ca.pem\"");
+        let reference = Reference::parse("registry.test/a").unwrap();
+        let found = registry.resolve(&reference, None).await;
+        match words {
+            "" => assert!(found.is_ok(), "{found:?}"),
+            words => {
+                let text = chain(&found.unwrap_err());
+                assert!(text.contains(words), "{words}: {text}");
+                assert!(server.seen().is_empty());
+            }
+        }
+    }
+}
+
 /// Writes `hosts.toml` for `registry.test`.
 fn configure(root: &Path, server: &str, more: &str) -> Registry {
     let directory = root.join("registry.test");
@@ -232,6 +288,7 @@ async fn https_registries_are_reached_through_a_proxy() {
     let mut options = options();
     options.hosts_dirs = vec![root.path().into()];
     options.proxy = ProxyOptions {
+        http: String::new(),
         https: format!("http://me:hunter2@127.0.0.1:{port}"),
         no_proxy: "direct.test".into(),
     };
@@ -246,5 +303,59 @@ async fn https_registries_are_reached_through_a_proxy() {
         head.to_lowercase().contains("proxy-authorization: basic "),
         "{head}"
     );
+    task.abort();
+}
+
+#[tokio::test]
+async fn plain_registries_are_reached_through_a_proxy() {
+    let image = Image::new(10);
+    // A proxy for plain requests is asked for whole URLs.
+    let proxy = Server::start(move |seen, _| {
+        let mut inner = seen.clone();
+        match seen.path.strip_prefix("http://registry.test:81") {
+            Some(path) => inner.path = path.to_owned(),
+            None => return reply(502, &[], b""),
+        }
+        image.answer(&inner)
+    })
+    .await;
+    let root = tempfile::tempdir().unwrap();
+    configure(root.path(), "http://registry.test:81", "");
+    let mut options = options();
+    options.hosts_dirs = vec![root.path().into()];
+    options.proxy = ProxyOptions {
+        http: format!("http://me:hunter2@127.0.0.1:{}", proxy.port),
+        ..ProxyOptions::default()
+    };
+    let registry = Registry::new(options);
+    let reference = Reference::parse("registry.test/a").unwrap();
+    let found = registry.resolve(&reference, None).await;
+    assert!(found.is_ok(), "{found:?}");
+    let seen = proxy.seen();
+    assert_eq!(
+        seen[0].header("proxy-authorization"),
+        Some("Basic bWU6aHVudGVyMg==")
+    );
+    assert_eq!(seen[0].header("host"), Some("registry.test:81"));
+}
+
+#[tokio::test]
+async fn a_proxy_may_be_reached_by_socks() {
+    let image = Image::new(10);
+    let server = Server::start(move |seen, _| image.answer(seen)).await;
+    let (port, asked, task) = super::server::socks_proxy(server.port).await;
+    let root = tempfile::tempdir().unwrap();
+    configure(root.path(), "http://registry.test:81", "");
+    let mut options = options();
+    options.hosts_dirs = vec![root.path().into()];
+    options.proxy = ProxyOptions {
+        http: format!("socks5h://127.0.0.1:{port}"),
+        ..ProxyOptions::default()
+    };
+    let reference = Reference::parse("registry.test/a").unwrap();
+    let found = Registry::new(options).resolve(&reference, None).await;
+    assert!(found.is_ok(), "{found:?}");
+    assert_eq!(*asked.lock().unwrap(), ["registry.test:81"]);
+    assert!(server.seen()[0].path.starts_with("/v2/"));
     task.abort();
 }

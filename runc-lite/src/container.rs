@@ -2,15 +2,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use crate::cgroup::{self, Cgroup};
-use crate::process::{is_waiting, wait_for_exit};
+use crate::process::{KILL_PATIENCE, is_waiting, wait_for_exit};
 use crate::state::{ContainerId, Record, StateDirectory, StateError};
 use crate::sys::send_signal;
-
-/// How long a killed init may take to go away.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a container is in its life, in the words of the OCI specification and runc's `paused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,7 @@ pub mod process;
 pub mod resctrl;
 pub mod rootfs;
 pub mod seccomp;
+mod socket;
 pub mod spec;
 pub mod state;
 #[expect(

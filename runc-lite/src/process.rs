@@ -4,7 +4,6 @@
 mod attach;
 mod bundle;
 mod courier;
-pub(crate) mod descriptor;
 mod environment;
 mod gate;
 pub mod hooks;
@@ -34,5 +33,6 @@ pub use parent::{CreateRequest, Created, ProcessError, create};
 pub(crate) use parent::{agent_state, state_text};
 pub use relay::Relay;
 pub use sealed::run_from_sealed_copy;
-pub use terminal::{Console, connect_socket};
-pub use wait::{forward_signals_until_exit, wait_for_exit};
+pub use terminal::Console;
+pub(crate) use wait::timespec;
+pub use wait::{KILL_PATIENCE, forward_signals_until_exit, wait_for_exit};

@@ -502,6 +502,9 @@ pub fn list(root: &Path) -> Result<Vec<ContainerId>, StateError> {
     Ok(ids)
 }
 
+/// `PF_FORKNOEXEC` of linux/sched.h: set at the birth, cleared by execve(2) before it closes descriptors.
+const FORKED_WITHOUT_EXEC: u32 = 0x40;
+
 /// What `/proc/<pid>/stat` says about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessStat {
@@ -509,6 +512,8 @@ pub struct ProcessStat {
     pub start_time: u64,
     /// Whether it has exited and waits to be reaped.
     pub is_dead: bool,
+    /// Whether it has called execve(2) with success since its birth; to be asked of the dead as well.
+    pub has_executed: bool,
 }
 
 /// Reads the state and start time of `pid`; `None` when there is no such process.
@@ -523,11 +528,13 @@ fn parse_stat(stat: &[u8]) -> Option<ProcessStat> {
     let rest = std::str::from_utf8(stat.get(end + 2..)?).ok()?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;
-    // Field 3 is consumed; the start time is field 22.
-    let start_time = fields.nth(18)?.parse().ok()?;
+    // Field 3 is consumed; the flags are field 9, the start time is field 22.
+    let flags: u32 = fields.nth(5)?.parse().ok()?;
+    let start_time = fields.nth(12)?.parse().ok()?;
     Some(ProcessStat {
         start_time,
         is_dead: matches!(state, "Z" | "X" | "x"),
+        has_executed: flags & FORKED_WITHOUT_EXEC == 0,
     })
 }
 
@@ -546,6 +553,14 @@ impl ProcessIdentity {
     pub fn is_alive(&self) -> bool {
         process_stat(self.pid)
             .is_some_and(|stat| stat.start_time == self.start_time && !stat.is_dead)
+    }
+
+    /// Whether this very process ended, or is about to, without ever having called execve(2) with success;
+    /// false also when nothing is left of it to tell.
+    #[must_use]
+    pub fn ended_unexecuted(&self) -> bool {
+        process_stat(self.pid)
+            .is_some_and(|stat| stat.start_time == self.start_time && !stat.has_executed)
     }
 
     /// A pidfd of this very process; `None` when it has ended.
@@ -586,12 +601,13 @@ mod tests {
 
     #[test]
     fn stat_survives_hostile_command_names() {
-        let line = b"42 (a) R 1 (b)) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        let line = b"42 (a) R 1 (b)) S 1 42 42 0 -1 4194624 1 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
         assert_eq!(
             parse_stat(line),
             Some(ProcessStat {
                 start_time: 777,
-                is_dead: false
+                is_dead: false,
+                has_executed: false
             })
         );
         let line = b"42 (x) Z 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 778 0 0";
@@ -599,7 +615,8 @@ mod tests {
             parse_stat(line),
             Some(ProcessStat {
                 start_time: 778,
-                is_dead: true
+                is_dead: true,
+                has_executed: true
             })
         );
         assert_eq!(parse_stat(b""), None);

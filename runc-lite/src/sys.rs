@@ -14,7 +14,7 @@ pub use bpf::{
 };
 pub use clone::{CloneFlags, Forked, clone3, exit_now, unshare};
 pub use exec::{
-    close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,
+    Arguments, close_all_except, close_range, exec, exec_fd, join_session_keyring, set_personality,
 };
 pub use mount::{MountAttributes, mount_setattr};
 pub use namespace::namespace_type;

@@ -2,13 +2,16 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use super::{CommandError, io_error, usage};
-use crate::process::connect_socket;
-use crate::process::descriptor::send_descriptor;
+use crate::socket::{Address, connect, send_descriptor};
 
 /// Descriptors that may be handed through: far more than anybody passes, far fewer than a mistake.
 const MAX_PRESERVED: u32 = 4096;
+
+/// How long whoever takes the handle of a process may take to accept the connection, and the handle.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the program inherits beside its standard streams.
 #[derive(Debug, Default)]
@@ -77,7 +80,8 @@ pub(super) fn keep_descriptors(count: u32) -> Result<(), CommandError> {
 pub(super) fn connect_pidfd_socket(path: Option<&Path>) -> Result<Option<OwnedFd>, CommandError> {
     path.map(|path| {
         let object = path.display().to_string();
-        connect_socket(path).map_err(|e| io_error("connect to the pidfd socket", object, e))
+        connect(Address::Path(path), PATIENCE)
+            .map_err(|e| io_error("connect to the pidfd socket", object, e))
     })
     .transpose()
 }

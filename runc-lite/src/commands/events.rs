@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use lexopt::prelude::*;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 
 use super::{CommandError, Globals, io_error, parse_id, print, refused, text_value, usage};
 use crate::cgroup::{Cgroup, Stats, stats};
 use crate::container::{Container, Status};
 use crate::error_chain;
+use crate::process::timespec;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -76,10 +77,7 @@ fn follow(
     let mut next = Instant::now() + interval;
     loop {
         let left = next.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let timeout = timespec(left);
         let mut polled = vec![PollFd::new(&init, PollFlags::IN)];
         polled.extend(
             watch

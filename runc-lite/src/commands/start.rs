@@ -35,6 +35,12 @@ pub(super) fn start(container: &Container) -> Result<(), CommandError> {
     let outcome = process::start(&container.directory, patience, |seccomp_fd| {
         agent.map_or(Ok(()), |agent| hand_over(agent, container, seccomp_fd))
     });
+    let outcome = match (outcome, container.record.init) {
+        (Ok(Ok(())), Some(init)) if init.ended_unexecuted() => Ok(Err(
+            "the container's init died before it could run its program".to_owned(),
+        )),
+        (outcome, _) => outcome,
+    };
     if listener.is_some()
         && !matches!(outcome, Ok(Ok(())))
         && let Some(init) = container.init()

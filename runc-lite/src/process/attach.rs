@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, WaitOptions, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::intermediate::{Role, bear};
@@ -19,7 +19,7 @@ use super::user_namespace::{
     self, UserNamespace, become_first_user, check_groups, is_privileged, may_set_groups,
     prepare_from_outside,
 };
-use super::wait::{reap, wait_for_exit};
+use super::wait::{KILL_PATIENCE, end, wait_for_exit};
 use super::{joins, program, scheduling, terminal};
 use crate::cgroup::{Cgroup, Subgroup};
 use crate::error_chain;
@@ -29,8 +29,8 @@ use crate::resctrl::ResctrlRecord;
 use crate::rootfs::{self, Root};
 use crate::seccomp::Filter;
 use crate::seccomp::agent::Agent;
-use crate::state::Record;
-use crate::sys::{CloneFlags, close_all_except, exit_now, send_signal};
+use crate::state::{Record, process_stat};
+use crate::sys::{CloneFlags, close_all_except, exit_now};
 
 /// Init ended before or while the process was made.
 const STOPPED: &str = "cannot exec in a stopped container";
@@ -147,16 +147,18 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, ProcessError> {
     if let Some(namespace) = &ids.namespace {
         prepare_from_outside(pid, request.plan, namespace);
     }
-    if let Err(error) = watch(request, &channel, agent, pid) {
-        // Whatever it still waits for, an agent's answer for one: it must not run its program later.
-        let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
-        reap(pid, WaitOptions::empty());
+    let attached = Attached { pid, pidfd };
+    let done = watch(request, &channel, agent, &attached).and_then(|()| match request.pid_file {
+        Some(path) => write_pid_file(path, pid),
+        None => Ok(()),
+    });
+    if let Err(error) = done {
+        // Whatever it still waits for, an agent's answer for one: it must not run its program later, and one
+        // that runs is nobody's.
+        end(pid, attached.pidfd.as_fd(), Duration::ZERO);
         return Err(error);
     }
-    if let Some(path) = request.pid_file {
-        write_pid_file(path, pid)?;
-    }
-    Ok(Attached { pid, pidfd })
+    Ok(attached)
 }
 
 /// What the new process needs to know about users and groups; asked while /proc is the host's.
@@ -246,7 +248,7 @@ fn watch(
     request: &AttachRequest<'_>,
     channel: &ParentEnd,
     mut agent: Option<Agent<'_>>,
-    pid: i32,
+    &Attached { pid, ref pidfd }: &Attached,
 ) -> Result<(), ProcessError> {
     let talk = |e| io_error("talk to", "the new process", e);
     channel.send(&ToChild::Proceed).map_err(talk)?;
@@ -270,11 +272,17 @@ fn watch(
                     reason: format!("unexpected {other:?}"),
                 });
             }
-            // The socket closes on execve.
-            None if ready => return Ok(()),
+            // The socket closes on execve, and at the end of a process that was kept from saying why it ends.
+            None if ready && process_stat(pid).is_some_and(|stat| stat.has_executed) => {
+                return Ok(());
+            }
             None => {
+                let code = end(pid, pidfd.as_fd(), KILL_PATIENCE);
                 return Err(ProcessError::Child {
-                    reason: "the process died before it could run its program".to_owned(),
+                    reason: format!(
+                        "the process died before it could run its program (exit code {})",
+                        code.unwrap_or(-1)
+                    ),
                 });
             }
         }
@@ -300,7 +308,7 @@ fn run(
         }
         Err(text) => text,
     };
-    let _ = channel.send(&ToParent::Failed(failure));
+    channel.say_last(&ToParent::Failed(failure));
     exit_now(1)
 }
 

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::descriptor::send_descriptor;
 use crate::seccomp::Filter;
+use crate::socket::send_descriptor;
 use crate::sys::{SECCOMP_NEW_LISTENER, exit_now, load_seccomp};
 
 /// How often the courier looks for the listener; init waits for it with nothing to do.

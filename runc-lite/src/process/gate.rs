@@ -1,20 +1,17 @@
 //! The gate between create and start: a listening socket in the container's state directory.
 //!
-//! Init accepts one connection and goes on; the connection closes by itself when execve succeeds, and
-//! carries the error text when it fails. Whether init still waits can be asked without disturbing it: a
-//! datagram socket cannot connect to a stream socket, and the errno tells whether there is one.
+//! Init accepts one connection and goes on; the connection carries the error text when something fails, and
+//! closes by itself when execve succeeds. It closes as well when init is kept from saying anything, see
+//! [`crate::state::ProcessIdentity::ended_unexecuted`]. Whether init still waits can be asked without disturbing it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    listen, send, socket_with, sockopt,
-};
+use rustix::net::{SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, sockopt};
 
-use super::descriptor::receive_descriptor;
+use crate::socket::{Address, check_listener, connect, receive_descriptor, say_last, unix_socket};
 use crate::state::{START_SOCKET, StateDirectory};
 
 /// Longest error text taken from init.
@@ -24,22 +21,10 @@ pub(super) const LISTENER: &[u8] = b"\0";
 /// How long init may take from the start signal to execve, besides its startContainer hooks.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-fn address(directory: &StateDirectory) -> io::Result<SocketAddrUnix> {
-    use std::os::fd::AsRawFd;
-    // Through the descriptor, because addresses end at 108 bytes and paths may be longer.
+/// Through the descriptor: nobody can put another directory in the place of this one.
+fn path(directory: &StateDirectory) -> PathBuf {
     let fd = directory.fd().as_raw_fd();
-    Ok(SocketAddrUnix::new(format!(
-        "/proc/self/fd/{fd}/{START_SOCKET}"
-    ))?)
-}
-
-fn stream() -> io::Result<OwnedFd> {
-    Ok(socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    PathBuf::from(format!("/proc/self/fd/{fd}/{START_SOCKET}"))
 }
 
 /// Makes the gate for a new init.
@@ -47,8 +32,8 @@ fn stream() -> io::Result<OwnedFd> {
 /// # Errors
 /// The errno of bind(2) or listen(2).
 pub fn open(directory: &StateDirectory) -> io::Result<OwnedFd> {
-    let gate = stream()?;
-    bind(&gate, &address(directory)?)?;
+    let gate = unix_socket(SocketType::STREAM)?;
+    bind(&gate, &SocketAddrUnix::new(path(directory))?)?;
     listen(&gate, 1)?;
     Ok(gate)
 }
@@ -56,16 +41,7 @@ pub fn open(directory: &StateDirectory) -> io::Result<OwnedFd> {
 /// Whether an init waits behind the gate.
 #[must_use]
 pub fn is_waiting(directory: &StateDirectory) -> bool {
-    let probe = socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    );
-    let (Ok(probe), Ok(address)) = (probe, address(directory)) else {
-        return false;
-    };
-    matches!(connect(&probe, &address), Err(Errno::PROTOTYPE))
+    check_listener(Address::Path(&path(directory))).is_ok()
 }
 
 /// Init's side: waits, as long as it takes, for the start signal.
@@ -77,13 +53,8 @@ pub(super) fn wait(gate: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// Init's side: tells the starter what went wrong.
 pub(super) fn report(connection: BorrowedFd<'_>, text: &str) {
-    let bytes = text.as_bytes();
     // The starter may be gone; init ends either way.
-    let _ = send(
-        connection,
-        &bytes[..bytes.len().min(MAX_TEXT)],
-        SendFlags::NOSIGNAL,
-    );
+    say_last(connection, &text.as_bytes()[..text.len().min(MAX_TEXT)]);
 }
 
 /// The starter's side: lets init go and waits until the program runs, `hooks` longer than without hooks. A
@@ -99,13 +70,12 @@ pub fn start(
     deliver: impl FnOnce(OwnedFd) -> Result<(), String>,
 ) -> io::Result<Result<(), String>> {
     let mut deliver = Some(deliver);
-    let connection = stream()?;
+    let connection = connect(Address::Path(&path(directory)), PATIENCE)?;
     sockopt::set_socket_timeout(
         &connection,
         sockopt::Timeout::Recv,
         Some(PATIENCE.saturating_add(hooks)),
     )?;
-    connect(&connection, &address(directory)?)?;
     let mut text = Vec::new();
     let mut buffer = [0u8; 1024];
     loop {

@@ -10,21 +10,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, setpgid, waitpid};
 
-use super::wait::wait_for_exit;
+use super::wait::{KILL_PATIENCE, timespec, wait_for_exit};
 use crate::config::Hook;
 use crate::sys::{
-    CloneFlags, Forked, clone3, close_range, exec, exit_now, restore_default_signals,
+    Arguments, CloneFlags, Forked, clone3, close_range, exec, exit_now, restore_default_signals,
 };
 
 /// Bound of a hook that names none.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(120);
-/// How long a killed hook may take to go away.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How much of what a hook says is told.
 const MAX_WORDS: usize = 1024;
 
@@ -144,11 +142,10 @@ fn run_one(hook: &Hook, surroundings: Surroundings<'_>) -> Result<(), String> {
     }
 }
 
-/// Program, arguments and environment in the form execve wants.
+/// A hook in the form execve wants.
 struct Program {
     path: CString,
-    argv: Vec<CString>,
-    env: Vec<CString>,
+    arguments: Arguments,
 }
 
 impl Program {
@@ -163,7 +160,10 @@ impl Program {
         if env.is_empty() {
             env = surroundings.environment.to_vec();
         }
-        Ok(Program { path, argv, env })
+        Ok(Program {
+            path,
+            arguments: Arguments::new(argv, env),
+        })
     }
 
     fn start(
@@ -192,10 +192,8 @@ impl Program {
                 match File::from(failure).read_exact(&mut code) {
                     Ok(()) => {
                         let _ = running.reap();
-                        {
-                            let errno = std::io::Error::from_raw_os_error(i32::from_ne_bytes(code));
-                            Err(crate::errno_text(&errno))
-                        }
+                        let errno = std::io::Error::from_raw_os_error(i32::from_ne_bytes(code));
+                        Err(crate::errno_text(&errno))
                     }
                     Err(_) => Ok(running),
                 }
@@ -226,7 +224,7 @@ impl Program {
             restore_default_signals()
         };
         match ready() {
-            Ok(()) => exec(&self.path, &self.argv, &self.env),
+            Ok(()) => exec(&self.path, &self.arguments),
             Err(error) => error,
         }
     }
@@ -241,10 +239,7 @@ fn watch(running: &Running, mut output: File, words: &mut Vec<u8>, deadline: Ins
         if left.is_zero() {
             return false;
         }
-        let limit = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let limit = timespec(left);
         let mut polled = [
             PollFd::new(&running.pidfd, PollFlags::IN),
             PollFd::new(&output, PollFlags::IN),

@@ -5,11 +5,15 @@
 //! made a sibling (CLONE_PARENT), so that the intermediate process can go away and the parent stays the
 //! parent.
 
-use rustix::process::WaitOptions;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use super::message::{ChildEnd, ParentEnd, ToChild, ToParent};
-use super::wait::reap;
+use super::wait::end;
 use crate::sys::{CloneFlags, Forked, clone3, exit_now};
+
+/// How long a process that has nothing left to do may take to leave.
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// Which process returns from [`bear`].
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pid: i32,
+    pidfd: OwnedFd,
     channel: Option<ParentEnd>,
 }
 
@@ -42,7 +47,8 @@ impl Waiting {
         let answer = channel
             .send(&ToChild::Proceed)
             .and_then(|()| channel.receive());
-        reap(self.pid, WaitOptions::empty());
+        // It has nothing left to do, or hangs and will not do it: a namespace or a frozen cgroup may hold it.
+        end(self.pid, self.pidfd.as_fd(), LEAVE);
         Ok((answer?, channel))
     }
 }
@@ -51,7 +57,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if self.channel.take().is_some() {
             // Order: it sees the end of the channel, and ends.
-            reap(self.pid, WaitOptions::empty());
+            end(self.pid, self.pidfd.as_fd(), LEAVE);
         }
     }
 }
@@ -65,9 +71,10 @@ pub(super) fn bear(
     enter: impl FnOnce() -> Result<(), String>,
 ) -> std::io::Result<Role> {
     match clone3(CloneFlags::NONE, None)? {
-        Forked::Parent { pid, .. } => {
+        Forked::Parent { pid, pidfd } => {
             return Ok(Role::Parent(Waiting {
                 pid,
+                pidfd,
                 channel: Some(parent_end),
             }));
         }

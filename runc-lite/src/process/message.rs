@@ -19,7 +19,8 @@
 //! ```
 //!
 //! Each packet is one message: a tag byte and a payload. End of file after `Ready` means that the other side
-//! has let go of everything it does not need, before it that it died. After `Ready` init waits on `start.sock` (see `gate`), an exec'd process calls execve at once.
+//! has let go of everything it does not need, before it that it died. After `Ready` init waits on `start.sock`
+//! (see `gate`), an exec'd process calls execve at once: whether it did the parent asks procfs.
 
 use std::io;
 use std::marker::PhantomData;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair, sockopt};
 
-use super::descriptor::{receive_descriptor, send_descriptor};
+use crate::socket::{receive_descriptor, say_last, send_descriptor};
 
 /// Longest payload; longer texts are cut.
 const MAX_PAYLOAD: usize = 16 * 1024;
@@ -178,6 +179,11 @@ impl<S: Message, R: Message> Channel<S, R> {
     pub fn send(&self, message: &S) -> io::Result<()> {
         send(&self.fd, &packet(message), SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Sends the last message of a process that may be under a filter; it may not arrive.
+    pub fn say_last(&self, message: &S) {
+        say_last(self.fd.as_fd(), &packet(message));
     }
 
     /// Sends one message with `descriptor` beside it.

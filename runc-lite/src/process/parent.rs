@@ -4,9 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::process::{
-    DumpableBehavior, WaitId, WaitIdOptions, WaitOptions, set_dumpable_behavior, waitid,
-};
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
 
 use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
@@ -16,7 +14,7 @@ use super::net_devices::{MovedDevices, NetDeviceError};
 use super::placement::{Made, Placement};
 use super::terminal::Console;
 use super::user_namespace::UserNamespace;
-use super::wait::{reap, wait_for_exit};
+use super::wait::{KILL_PATIENCE, end, wait_for_exit};
 use super::{
     bundle, gate, hooks, joins, net_devices, placement, program, scheduling, time_namespace,
     user_namespace,
@@ -31,10 +29,7 @@ use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
 use crate::seccomp::{self, SeccompError};
 use crate::spec::SpecError;
 use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory, StateError};
-use crate::sys::{CloneFlags, Forked, clone3, send_signal};
-
-/// How long a killed init may take to go away.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+use crate::sys::{CloneFlags, Forked, clone3};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -358,7 +353,7 @@ fn make(
         sources: &sources,
         log: request.log,
     };
-    watch_init(&channel, &watch, pid, aftermath)?;
+    watch_init(&channel, &watch, (pid, undo.pidfd()), aftermath)?;
     if let Some(path) = request.pid_file {
         write_pid_file(path, pid)?;
     }
@@ -538,7 +533,7 @@ impl Watch<'_> {
 fn watch_init(
     channel: &ParentEnd,
     watch: &Watch<'_>,
-    pid: i32,
+    (pid, pidfd): (i32, BorrowedFd<'_>),
     aftermath: &mut Option<Aftermath>,
 ) -> Result<(), ProcessError> {
     let Watch { plan, record, .. } = *watch;
@@ -593,7 +588,7 @@ fn watch_init(
                 });
             }
             None => {
-                let code = reap(pid, WaitOptions::empty());
+                let code = end(pid, pidfd, KILL_PATIENCE);
                 return Err(ProcessError::Child {
                     reason: format!(
                         "the container's init died while it was prepared (exit code {})",
@@ -803,6 +798,11 @@ impl Undo {
         self.group.as_deref()
     }
 
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        let (_, pidfd) = self.init.as_ref().expect("set before the first use");
+        pidfd.as_fd()
+    }
+
     fn whole_group(&self) -> &dyn Cgroup {
         self.group().expect("set before the first use")
     }
@@ -824,23 +824,23 @@ impl Drop for Undo {
         };
         // Order: given back while there is a namespace that holds them for sure.
         drop(self.devices.take());
+        let mut left = false;
         if let Some((pid, pidfd)) = self.init.take() {
-            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
-            if wait_for_exit(pidfd.as_fd(), KILL_PATIENCE) {
-                reap(pid, WaitOptions::NOHANG);
-            }
+            end(pid, pidfd.as_fd(), Duration::ZERO);
+            left |= !wait_for_exit(pidfd.as_fd(), Duration::ZERO);
         }
-        let left = self
+        left |= self
             .resctrl
             .take()
             .is_some_and(|place| place.undo().is_err());
-        if let Some(group) = self.group.take()
-            && (group.remove().is_err() || left)
-        {
-            // The record stays, so that delete can finish the work.
-            return;
+        left |= self
+            .group
+            .take()
+            .is_some_and(|group| group.remove().is_err());
+        if !left {
+            let _ = directory.remove();
         }
-        let _ = directory.remove();
+        // Otherwise the record stays, so that delete can finish the work.
     }
 }
 

@@ -15,14 +15,14 @@ use super::terminal::give_streams;
 use crate::plan::ProcessPlan;
 use crate::rootfs::{Root, write_lsm_label};
 use crate::seccomp::Filter;
+use crate::sys::Arguments;
 
 /// A process that has become what it should be but for the program.
 #[derive(Debug)]
 pub(super) struct Prepared<'a> {
     name: String,
     path: CString,
-    argv: Vec<CString>,
-    env: Vec<CString>,
+    arguments: Arguments,
     filter: Option<&'a Filter>,
     no_new_privileges: bool,
     identity: Identity,
@@ -94,8 +94,7 @@ pub(super) fn prepare<'a>(
     Ok(Prepared {
         name: plan.args[0].clone(),
         path,
-        argv: c_strings(&plan.args)?,
-        env,
+        arguments: Arguments::new(c_strings(&plan.args)?, env),
         filter,
         no_new_privileges: plan.no_new_privileges,
         identity,
@@ -105,7 +104,7 @@ pub(super) fn prepare<'a>(
 impl Prepared<'_> {
     /// The program's environment.
     pub(super) fn environment(&self) -> &[CString] {
-        &self.env
+        self.arguments.environment()
     }
 
     /// Puts the filter in force; its listener, if it has one, goes over `socket` with `payload`. Nothing but
@@ -126,7 +125,7 @@ impl Prepared<'_> {
 
     /// Executes the program; returns the reason when that fails.
     pub(super) fn execute(self) -> String {
-        let error = crate::sys::exec(&self.path, &self.argv, &self.env);
+        let error = crate::sys::exec(&self.path, &self.arguments);
         let hint = match error.raw_os_error() {
             Some(libc::ENOEXEC) => " (not a program of this machine, or a script without #!)",
             _ => "",

@@ -13,18 +13,17 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::WaitOptions;
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::{
     OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
     tcsetwinsize,
 };
 
-use super::descriptor::receive_descriptor;
-use super::wait::reap;
+use super::wait::{reap, timespec};
+use crate::socket::receive_descriptor;
 use crate::sys::{SignalSet, read_signal, send_signal, signal_descriptor};
 
 /// Bytes on their way in one direction; a pipe that poll(2) calls writable takes as many without blocking.
@@ -80,7 +79,7 @@ impl Relay {
         copy.resize(host.as_ref());
         let signals = signal_descriptor(blocked)?;
         loop {
-            if let Some(code) = reap(pid, WaitOptions::NOHANG) {
+            if let Some(code) = reap(pid) {
                 copy.finish();
                 return Ok(code);
             }
@@ -221,8 +220,13 @@ impl Copy {
     }
 
     fn read_input(&mut self) {
-        self.input = read_chunk(stdin()).unwrap_or_default();
-        // Its end, or it cannot be read: a terminal of which this process is in the background.
+        self.input = match read_chunk(stdin()) {
+            Ok(bytes) => bytes,
+            // Somebody else who reads it was faster.
+            Err(Errno::AGAIN) => return,
+            // A terminal of which this process is in the background, for one.
+            Err(_) => Vec::new(),
+        };
         self.input_open = !self.input.is_empty();
     }
 
@@ -299,11 +303,4 @@ fn read_chunk(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
 fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, patience: Duration) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(fd, events)];
     poll(&mut polled, Some(&timespec(patience))).is_ok_and(|count| count > 0)
-}
-
-fn timespec(time: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: time.subsec_nanos().into(),
-    }
 }

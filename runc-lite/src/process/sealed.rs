@@ -23,7 +23,7 @@ use rustix::fs::{
 };
 
 use crate::rootfs::make_detached;
-use crate::sys::MountAttributes;
+use crate::sys::{Arguments, MountAttributes};
 
 const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::SHRINK)
@@ -83,7 +83,8 @@ pub fn run_from_sealed_copy(empty: &Path) -> io::Result<()> {
             .chain([format!("{MARK}={mark}").into_bytes()])
             .collect(),
     )?;
-    Err(crate::sys::exec_fd(sealed.as_fd(), &argv, &env))
+    let arguments = Arguments::new(argv, env);
+    Err(crate::sys::exec_fd(sealed.as_fd(), &arguments))
 }
 
 fn is_readonly_overlay(file: &File) -> bool {

@@ -1,14 +1,17 @@
 //! The container's terminal: made in the container, its master sent to the caller's console socket or to
 //! the runtime that stays (see `relay`).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 
-use super::descriptor::send_descriptor;
 use super::parent::{ProcessError, io_error};
+use crate::socket::{Address, connect, send_descriptor};
+
+/// How long whoever takes the master may take to accept the connection, and the master.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who takes the master of a new terminal.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +49,13 @@ impl Console<'_> {
     pub(super) fn open(self, terminal: bool) -> Result<Option<OwnedFd>, ProcessError> {
         match self {
             Console::Nobody => Ok(None),
-            Console::Socket(path) => connect_socket(path).map(Some).map_err(|e| {
-                let object = path.display().to_string();
-                io_error("connect to the console socket", object, e)
-            }),
+            Console::Socket(path) => {
+                let connected = connect(Address::Path(path), PATIENCE);
+                connected.map(Some).map_err(|e| {
+                    let object = path.display().to_string();
+                    io_error("connect to the console socket", object, e)
+                })
+            }
             Console::Runtime(_) if !terminal => Ok(None),
             Console::Runtime(fd) => {
                 let copy = fd.try_clone_to_owned();
@@ -58,36 +64,6 @@ impl Console<'_> {
             }
         }
     }
-}
-
-/// Connects to a stream socket of the caller.
-///
-/// # Errors
-/// The errno of connect(2).
-pub fn connect_socket(path: &Path) -> std::io::Result<OwnedFd> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let address = SocketAddrUnix::new(path);
-    if let Ok(address) = address {
-        connect(&socket, &address)?;
-        return Ok(socket);
-    }
-    // Addresses end at 108 bytes: a longer path goes through a descriptor of its directory.
-    let (directory, name) = match (path.parent(), path.file_name()) {
-        (Some(directory), Some(name)) => (directory, name),
-        _ => return Err(std::io::ErrorKind::InvalidInput.into()),
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, directory, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd")
-        .join(directory.as_raw_fd().to_string())
-        .join(name);
-    connect(&socket, &SocketAddrUnix::new(short)?)?;
-    Ok(socket)
 }
 
 /// Sends the master of a terminal over the console socket.

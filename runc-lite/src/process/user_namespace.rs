@@ -6,15 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Gid, Pid, Rlimit, Uid, WaitOptions, getrlimit, set_dumpable_behavior,
-};
+use rustix::process::{DumpableBehavior, Gid, Pid, Rlimit, Uid, getrlimit, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::id_programs::{self, Kind};
 use super::message::{ToParent, pair};
 use super::parent::{ProcessError, io_error};
-use super::wait::reap;
+use super::wait::{KILL_PATIENCE, end};
 use crate::plan::{IdMapping, IdMappings, NamespaceKind, Plan, ProcessPlan};
 use crate::rootfs::is_in_user_namespace;
 use crate::sys::{CloneFlags, Forked, clone3, exit_now};
@@ -186,7 +184,7 @@ fn hold<T>(
 ) -> Result<T, ProcessError> {
     let (parent_end, child_end) = pair().map_err(|e| io_error("make", "a socket pair", e))?;
     let forked = clone3(flags, None).map_err(|e| told_birth("a process for its ids", e))?;
-    let (pid, _pidfd) = match forked {
+    let (pid, pidfd) = match forked {
         Forked::Parent { pid, pidfd } => (pid, pidfd),
         Forked::Child => {
             drop(parent_end);
@@ -213,7 +211,7 @@ fn hold<T>(
     };
     // Order: it ends when it sees the end of the channel.
     drop(parent_end);
-    reap(pid, WaitOptions::empty());
+    end(pid, pidfd.as_fd(), KILL_PATIENCE);
     looked
 }
 

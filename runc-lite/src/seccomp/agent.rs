@@ -3,21 +3,16 @@
 //! (config-linux.md, "The Container Process State"), one per connection.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
-    sockopt,
-};
+use rustix::net::{SendFlags, send};
 use serde::Serialize;
 
 use super::{Listener, SeccompError};
 use crate::config::StateDocument;
-use crate::process::descriptor::send_descriptor;
+use crate::socket::{Address, check_listener, connect, send_descriptor};
 
 /// How long the agent may take to accept a connection and to take a message.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,22 +56,20 @@ fn fail(
     }
 }
 
-/// Whether somebody listens at the agent's socket, without disturbing them: a datagram socket cannot be
-/// connected to a stream socket, and the errno tells that there is one (unix(7), EPROTOTYPE).
+/// Makes sure that somebody listens at the agent's socket, without disturbing them. The specification demands a
+/// stream.
 ///
 /// # Errors
 /// [`SeccompError::Agent`].
 pub fn check(listener: &Listener) -> Result<(), SeccompError> {
-    let probe = || -> io::Result<()> {
-        let socket = unix_socket(SocketType::DGRAM)?;
-        match connect_to(&socket, &listener.path) {
-            Err(e) if e.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => Ok(()),
-            Err(e) => Err(e),
-            // A datagram socket; the specification demands a stream.
-            Ok(()) => Err(Errno::PROTOTYPE.into()),
-        }
-    };
-    probe().map_err(|e| fail("connect with", listener, e))
+    check_listener(address(listener)).map_err(|e| fail("connect with", listener, e))
+}
+
+fn address(listener: &Listener) -> Address<'_> {
+    match listener.path.strip_prefix('@') {
+        Some(name) => Address::Abstract(name.as_bytes()),
+        None => Address::Path(Path::new(&listener.path)),
+    }
 }
 
 impl<'a> Agent<'a> {
@@ -91,14 +84,7 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// [`SeccompError::Agent`]; EAGAIN when the agent's queue stays full.
     pub fn connect(listener: &'a Listener) -> Result<Agent<'a>, SeccompError> {
-        let connected = || -> io::Result<OwnedFd> {
-            let socket = unix_socket(SocketType::STREAM)?;
-            // It bounds connect(2) too, see unix(7) on SO_SNDTIMEO.
-            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
-            connect_to(&socket, &listener.path)?;
-            Ok(socket)
-        };
-        match connected() {
+        match connect(address(listener), PATIENCE) {
             Ok(socket) => Ok(Agent { listener, socket }),
             Err(e) => Err(fail("connect with", listener, e)),
         }
@@ -126,34 +112,4 @@ impl<'a> Agent<'a> {
         };
         sent().map_err(|e| fail("send the listener to the", self.listener, e))
     }
-}
-
-fn unix_socket(kind: SocketType) -> io::Result<OwnedFd> {
-    Ok(socket_with(
-        AddressFamily::UNIX,
-        kind,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
-}
-
-fn connect_to(socket: &OwnedFd, path: &str) -> io::Result<()> {
-    if let Some(name) = path.strip_prefix('@') {
-        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
-        return Ok(connect(socket, &address)?);
-    }
-    if let Ok(address) = SocketAddrUnix::new(path) {
-        return Ok(connect(socket, &address)?);
-    }
-    // Addresses end at 108 bytes: a longer path goes through a descriptor of its directory.
-    let (Some(directory), Some(name)) = (Path::new(path).parent(), Path::new(path).file_name())
-    else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, directory, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd")
-        .join(directory.as_raw_fd().to_string())
-        .join(name);
-    Ok(connect(socket, &SocketAddrUnix::new(short)?)?)
 }

@@ -4,18 +4,52 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings
-        .iter()
-        .map(|s| s.as_ptr())
-        .chain(std::iter::once(std::ptr::null()))
-        .collect()
+/// Strings and the array of pointers to them that execve(2) takes.
+#[derive(Debug)]
+struct Strings {
+    strings: Vec<CString>,
+    // Invariant: points to the texts of `strings`, which stay where they are when the vector moves, and ends
+    // with a null pointer.
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl Strings {
+    fn new(strings: Vec<CString>) -> Strings {
+        let pointers = strings.iter().map(|s| s.as_ptr());
+        let pointers = pointers.chain(std::iter::once(std::ptr::null())).collect();
+        Strings { strings, pointers }
+    }
+}
+
+/// The arguments and the environment of a program, ready for execve(2): once they are made nothing is
+/// allocated, which a seccomp filter might forbid.
+#[derive(Debug)]
+pub struct Arguments {
+    argv: Strings,
+    env: Strings,
+}
+
+impl Arguments {
+    /// Takes the program's own name with the arguments, and `NAME=value` entries.
+    #[must_use]
+    pub fn new(argv: Vec<CString>, env: Vec<CString>) -> Arguments {
+        Arguments {
+            argv: Strings::new(argv),
+            env: Strings::new(env),
+        }
+    }
+
+    /// The environment.
+    #[must_use]
+    pub fn environment(&self) -> &[CString] {
+        &self.env.strings
+    }
 }
 
 /// Replaces the process image by `path`; returns only on failure.
 #[must_use]
-pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
-    let (argv, env) = (pointers(argv), pointers(env));
+pub fn exec(path: &CStr, arguments: &Arguments) -> io::Error {
+    let (argv, env) = (&arguments.argv.pointers, &arguments.env.pointers);
     // SAFETY: both arrays end with a null pointer and point to strings that live until the call returns.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
@@ -23,8 +57,8 @@ pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
 
 /// Replaces the process image by the file behind `fd`; returns only on failure.
 #[must_use]
-pub fn exec_fd(fd: BorrowedFd<'_>, argv: &[CString], env: &[CString]) -> io::Error {
-    let (argv, env) = (pointers(argv), pointers(env));
+pub fn exec_fd(fd: BorrowedFd<'_>, arguments: &Arguments) -> io::Error {
+    let (argv, env) = (&arguments.argv.pointers, &arguments.env.pointers);
     // SAFETY: the empty path is a valid C string, and both arrays end with a null pointer and point to
     // strings that live until the call returns.
     unsafe {

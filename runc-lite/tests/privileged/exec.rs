@@ -179,3 +179,20 @@ fn privileged_exec_keeps_the_filter() {
         "{done:?}"
     );
 }
+
+#[test]
+fn privileged_a_process_whose_pid_nobody_learns_does_not_stay() {
+    if !ready() {
+        return;
+    }
+    let bundle = running();
+    let path = bundle.dir.path().join("missing/pid");
+    let path = path.to_str().unwrap();
+    let args = ["exec", "--detach", "--pid-file", path, &bundle.id];
+    bundle
+        .call(&[&args[..], &["sleep", "1000"]].concat())
+        .fails(255, "cannot write the pid file");
+    // The container's own alone.
+    let script = "grep -l sleep /proc/[0-9]*/comm";
+    assert_eq!(bundle.exec(&["sh", "-c", script]).ok(), "/proc/1/comm");
+}

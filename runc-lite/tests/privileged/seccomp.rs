@@ -1,5 +1,7 @@
 //! What a filter does to a real program, and which profiles are no profiles.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::{Value, json};
 
 use super::bundle::{Bundle, ready};
@@ -199,4 +201,58 @@ fn privileged_the_capability_that_loads_the_filter_is_not_the_program_s() {
         let prm = expect.replace("CapEff", "CapPrm");
         assert_eq!(out, format!("{prm}\n{expect}"), "uid {uid}");
     }
+}
+
+#[test]
+fn privileged_a_program_that_cannot_be_executed_is_told_whatever_the_filter_forbids() {
+    if !ready() {
+        return;
+    }
+    let format = "exec /tmp/broken: exec format error";
+    let silent = "died before it could run its program (exit code 1)";
+    for (forbidden, words, exec_words) in [
+        (&[][..], format, format),
+        (&["sendto"], format, format),
+        (&["write"], format, format),
+        (&["sendto", "write"], "died before it could run", silent),
+    ] {
+        let rules = if forbidden.is_empty() {
+            json!([])
+        } else {
+            json!([{"names": forbidden, "action": "SCMP_ACT_ERRNO"}])
+        };
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules});
+        let mut bundle = with("", profile);
+        let broken = bundle.rootfs().join("tmp/broken");
+        std::fs::write(&broken, "neither a program nor a script").unwrap();
+        std::fs::set_permissions(&broken, PermissionsExt::from_mode(0o755)).unwrap();
+        bundle.set("/process/args", json!(["/tmp/broken"]));
+        bundle.run().fails(1, words);
+        bundle.assert_gone();
+        bundle.set("/process/args", json!(["sleep", "1000"]));
+        bundle.create().ok();
+        bundle.start().ok();
+        bundle.exec(&["/tmp/broken"]).fails(255, exec_words);
+        assert_eq!(bundle.exec(&["true"]).code, 0, "{forbidden:?}");
+    }
+}
+
+#[test]
+fn privileged_a_program_whose_execve_is_killed_by_the_filter_never_ran() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = with(
+        "echo ran",
+        json!({"defaultAction": "SCMP_ACT_ALLOW",
+               "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_KILL_PROCESS"}]}),
+    );
+    bundle.set(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]),
+    );
+    bundle
+        .run()
+        .fails(1, "died before it could run its program");
+    bundle.assert_gone();
 }

@@ -5,8 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use zbus::wire::{LE, to_bytes};
 use zbus::{DynamicType, Signature, Type, Variant};
 
 use super::SystemdError;
+use crate::socket;
 
 /// How long everything that is done over one connection may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -82,12 +82,14 @@ impl Address {
             .collect()
     }
 
-    fn connect(&self) -> io::Result<UnixStream> {
-        if self.is_abstract {
-            let name = self.path.as_os_str().as_encoded_bytes();
-            return UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?);
-        }
-        UnixStream::connect(&self.path)
+    /// Connects to whoever listens there, waiting at most `patience` for room.
+    fn connect(&self, patience: Duration) -> io::Result<UnixStream> {
+        let address = if self.is_abstract {
+            socket::Address::Abstract(self.path.as_os_str().as_encoded_bytes())
+        } else {
+            socket::Address::Path(&self.path)
+        };
+        socket::connect(address, patience).map(UnixStream::from)
     }
 }
 
@@ -207,7 +209,9 @@ impl Bus {
         let deadline = Instant::now() + patience;
         let mut tried = Vec::new();
         for address in addresses {
-            let socket = match connect_patiently(address, deadline) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // No time at all would mean to wait for ever, see socket(7).
+            let socket = match address.connect(left.max(Duration::from_millis(1))) {
                 Ok(socket) => socket,
                 Err(error) => {
                     tried.push(format!("{address}: {error}"));
@@ -381,23 +385,6 @@ impl Bus {
                 address: self.address.to_string(),
                 source: error,
             },
-        }
-    }
-}
-
-/// A full backlog answers EAGAIN at once: waits for room, with a bound.
-fn connect_patiently(address: &Address, deadline: Instant) -> io::Result<UnixStream> {
-    let mut pause = Duration::from_millis(10);
-    loop {
-        match address.connect() {
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && Instant::now() + pause < deadline =>
-            {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
-            other => return other,
         }
     }
 }

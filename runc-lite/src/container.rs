@@ -64,13 +64,13 @@ impl Container {
     pub fn open_locked(root: &Path, id: &ContainerId) -> Result<Container, StateError> {
         let directory = StateDirectory::open(root, id)?;
         directory.lock()?;
-        // Order: read after the lock, the creator may have written meanwhile, or removed all of it.
-        let record = directory.load()?.unwrap_or_else(|| Record::new(id));
-        if !directory.path().exists() {
+        // Order: looked at after the lock. The other process may have written meanwhile, or removed all of it.
+        if !directory.is_current() {
             return Err(StateError::NotFound {
                 id: id.as_str().to_owned(),
             });
         }
+        let record = directory.load()?.unwrap_or_else(|| Record::new(id));
         Ok(Container { directory, record })
     }
 

@@ -11,6 +11,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,8 @@ use crate::plan::{ClassOfService, IntelRdtPlan};
 
 /// Bound of a file read here.
 const MAX_FILE: u64 = 1 << 20;
+/// How long another runtime process may take from making a class to the last of its lines.
+const MAKING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a class of service cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -183,12 +186,7 @@ fn compare(path: &Path, lines: &[String]) -> Result<(), ResctrlError> {
         source,
     })?;
     for wanted in lines {
-        let resource = wanted.split(':').next().unwrap_or_default().trim();
-        let found = text
-            .lines()
-            .map(str::trim)
-            .find(|line| line.split(':').next() == Some(resource))
-            .unwrap_or_default();
+        let found = line_of(&text, wanted).unwrap_or_default();
         let same = match (parse_line(wanted), parse_line(found)) {
             (Some((_, wanted)), Some((_, found))) => {
                 wanted.iter().all(|domain| found.contains(domain))
@@ -204,6 +202,26 @@ fn compare(path: &Path, lines: &[String]) -> Result<(), ResctrlError> {
         }
     }
     Ok(())
+}
+
+/// The line of `text` for the resource that `wanted` is about.
+fn line_of<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
+    let resource = wanted.split(':').next().unwrap_or_default().trim();
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| line.split(':').next() == Some(resource))
+}
+
+/// Compares a class that somebody else is just making: its lines come after it.
+fn compare_patiently(path: &Path, lines: &[String]) -> Result<(), ResctrlError> {
+    let deadline = Instant::now() + MAKING_PATIENCE;
+    loop {
+        match compare(path, lines) {
+            Err(ResctrlError::Differs { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -240,28 +258,60 @@ impl ResctrlRecord {
             .map_err(|source| self.failed(format!("write {line:?} to"), path, source))
     }
 
-    fn make(&self, path: &Path) -> Result<(), ResctrlError> {
-        std::fs::create_dir(path).map_err(|source| self.failed("make", path, source))
-    }
-
     /// Makes what is to be made and writes the schemata.
     ///
     /// # Errors
-    /// [`ResctrlError::Io`]; [`ResctrlRecord::undo`] then takes back what was done.
-    pub fn create(&self, plan: &IntelRdtPlan) -> Result<(), ResctrlError> {
+    /// [`ResctrlError`]; [`ResctrlRecord::undo`] then takes back what was done.
+    pub fn create(&mut self, plan: &IntelRdtPlan) -> Result<(), ResctrlError> {
         let schemata = self.class.join("schemata");
         if self.makes_class {
-            self.make(&self.class)?;
-            for line in &plan.compared {
-                self.write(&schemata, line)?;
+            match std::fs::create_dir(&self.class) {
+                Ok(()) => self.write_lines(&plan.compared)?,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    // Another container of the class came first since it was looked for: it is not this one's
+                    // to take back.
+                    self.makes_class = false;
+                    if self.owns_class {
+                        return Err(ResctrlError::Occupied {
+                            path: self.class.clone(),
+                        });
+                    }
+                    compare_patiently(&schemata, &plan.compared)?;
+                }
+                Err(source) => return Err(self.failed("make", &self.class, source)),
             }
         }
-        for line in &plan.schemata {
-            self.write(&schemata, line)?;
-        }
-        self.monitoring
-            .as_deref()
-            .map_or(Ok(()), |group| self.make(group))
+        self.write_lines(&plan.schemata)?;
+        let Some(group) = self.monitoring.clone() else {
+            return Ok(());
+        };
+        std::fs::create_dir(&group).map_err(|source| {
+            // Not made here, not to be taken back.
+            self.monitoring = None;
+            self.failed("make", &group, source)
+        })
+    }
+
+    /// Writes schemata, a line at a time as the kernel takes them.
+    ///
+    /// # Errors
+    /// [`ResctrlError::Io`]; the lines before stay.
+    pub fn write_lines(&self, lines: &[String]) -> Result<(), ResctrlError> {
+        let schemata = self.class.join("schemata");
+        lines
+            .iter()
+            .try_for_each(|line| self.write(&schemata, line))
+    }
+
+    /// What the class has now for the resources of `lines`, as lines to write to go back to it.
+    ///
+    /// # Errors
+    /// [`ResctrlError::Io`].
+    pub fn read_lines(&self, lines: &[String]) -> Result<Vec<String>, ResctrlError> {
+        let schemata = self.class.join("schemata");
+        let text = read(&schemata).map_err(|e| self.failed("read", &schemata, e))?;
+        let found = lines.iter().filter_map(|line| line_of(&text, line));
+        Ok(found.map(str::to_owned).collect())
     }
 
     /// Puts process `pid` into the class and the monitoring group; what it bears is born there.
@@ -408,7 +458,7 @@ mod tests {
             monitoring: true,
             ..plan(named("gold"), &["L3:0=7f0"], &["L2:0=f"])
         };
-        let record = locate(dir.path(), &wanted, "box").unwrap();
+        let mut record = locate(dir.path(), &wanted, "box").unwrap();
         record.create(&wanted).unwrap();
         let group = dir.path().join("gold/mon_groups/box");
         assert!(group.is_dir());
@@ -431,14 +481,14 @@ mod tests {
     fn what_create_made_is_removed_by_delete_or_by_undo() {
         let dir = tree();
         let own = plan(ClassOfService::OfContainer, &[], &[]);
-        let record = locate(dir.path(), &own, "box").unwrap();
+        let mut record = locate(dir.path(), &own, "box").unwrap();
         record.create(&own).unwrap();
         assert!(dir.path().join("box").is_dir());
         record.remove().unwrap();
         assert!(!dir.path().join("box").exists());
         // Here the new directory has no schemata file, as a kernel that refuses the write would show it.
         let silver = plan(named("silver"), &["L3:0=f00"], &[]);
-        let record = locate(dir.path(), &silver, "box").unwrap();
+        let mut record = locate(dir.path(), &silver, "box").unwrap();
         let error = record.create(&silver).unwrap_err();
         assert!(
             error.to_string().contains("non-consecutive bits"),
@@ -451,5 +501,41 @@ mod tests {
         );
         record.undo().unwrap();
         assert!(!dir.path().join("silver").exists());
+    }
+
+    #[test]
+    fn what_another_container_made_meanwhile_is_not_taken_back() {
+        let dir = tree();
+        let schemata = |class: &str, line: &str| {
+            std::fs::create_dir(dir.path().join(class)).unwrap();
+            std::fs::write(dir.path().join(class).join("schemata"), line).unwrap();
+        };
+        let silver = plan(named("silver"), &["L3:0=f0"], &[]);
+        let mut same = locate(dir.path(), &silver, "box").unwrap();
+        let mut other = same.clone();
+        schemata("silver", "    L3:0=f0\n");
+        same.create(&silver).unwrap();
+        same.undo().unwrap();
+        let wants_more = plan(named("silver"), &["L3:0=ff"], &[]);
+        let error = other.create(&wants_more).unwrap_err();
+        assert!(matches!(error, ResctrlError::Differs { .. }), "{error}");
+        other.undo().unwrap();
+        assert!(dir.path().join("silver").exists());
+
+        let own = plan(ClassOfService::OfContainer, &[], &[]);
+        let mut record = locate(dir.path(), &own, "box").unwrap();
+        schemata("box", "");
+        let error = record.create(&own).unwrap_err();
+        assert!(matches!(error, ResctrlError::Occupied { .. }), "{error}");
+        record.undo().unwrap();
+        assert!(dir.path().join("box").exists());
+    }
+
+    #[test]
+    fn an_update_can_go_back() {
+        let dir = tree();
+        let record = locate(dir.path(), &plan(named("gold"), &[], &[]), "box").unwrap();
+        let lines = ["MB:0=50".to_owned(), "L2:0=f".to_owned()];
+        assert_eq!(record.read_lines(&lines).unwrap(), ["MB:0= 20;1= 70"]);
     }
 }

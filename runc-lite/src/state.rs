@@ -1,7 +1,7 @@
 //! The container record and the directory it lives in.
 //!
 //! ```text
-//! <root>/<id>/            0700, made exclusively by create; flock held while create or delete works
+//! <root>/<id>/            0700, made exclusively by create; flock held while create, start or delete works
 //!   state.json            the record: written before each side effect it describes
 //!   config.json           the document as create read it, for exec and poststop hooks
 //!   resources.json        linux.resources with all updates in it; not there before the first update
@@ -29,7 +29,7 @@ use crate::seccomp::Listener;
 const RECORD_VERSION: u32 = 1;
 /// Bound of a record or document read back.
 const MAX_FILE: u64 = 16 << 20;
-/// How long delete waits for a create that is still at work.
+/// How long one runtime process waits for another one at work on the same container.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 const STATE_FILE: &str = "state.json";
@@ -68,6 +68,14 @@ pub enum StateError {
     Busy {
         /// As given.
         id: String,
+    },
+    /// The record is of another form.
+    #[error("record {path} has version {version}, this runtime knows {RECORD_VERSION}")]
+    Version {
+        /// File.
+        path: PathBuf,
+        /// What it says.
+        version: u32,
     },
     /// A directory that somebody else could have filled.
     #[error("{path} {reason}, so what it holds is not believed")]
@@ -262,22 +270,32 @@ impl StateDirectory {
     /// # Errors
     /// [`StateError::Busy`] when the time is over.
     pub fn lock(&self) -> Result<(), StateError> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(()),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                    return Err(StateError::Busy {
-                        id: self.id.as_str().to_owned(),
-                    });
-                }
-                Err(errno) => return Err(io("lock", &self.path, errno)),
-            }
+        match lock(&self.fd) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StateError::Busy {
+                id: self.id.as_str().to_owned(),
+            }),
+            Err(errno) => Err(io("lock", &self.path, errno)),
+        }
+    }
+
+    /// Lets others create, start or delete this container again.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn unlock(&self) -> Result<(), StateError> {
+        rustix::fs::flock(&self.fd, FlockOperation::Unlock)
+            .map_err(|errno| io("unlock", &self.path, errno))
+    }
+
+    /// Whether this directory is still the one at its path: somebody may have removed it since it was opened,
+    /// and another container may have its id by now.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        let there = statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW);
+        match (fstat(&self.fd), there) {
+            (Ok(own), Ok(there)) => (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino),
+            _ => false,
         }
     }
 
@@ -293,12 +311,6 @@ impl StateDirectory {
         probe.is_ok_and(|probe| {
             rustix::fs::flock(&probe, FlockOperation::NonBlockingLockShared).is_err()
         })
-    }
-
-    /// The container this is.
-    #[must_use]
-    pub fn id(&self) -> &ContainerId {
-        &self.id
     }
 
     /// The directory's path.
@@ -323,17 +335,19 @@ impl StateDirectory {
     /// Reads the record; `None` when create was killed before it wrote one.
     ///
     /// # Errors
-    /// [`StateError::Record`] when it cannot be understood.
+    /// [`StateError::Record`] when it cannot be understood, [`StateError::Version`] when it should not be.
     pub fn load(&self) -> Result<Option<Record>, StateError> {
         let Some(bytes) = self.read(STATE_FILE)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|source| StateError::Record {
-                path: self.path.join(STATE_FILE),
-                source,
-            })
+        let path = self.path.join(STATE_FILE);
+        match serde_json::from_slice::<Record>(&bytes) {
+            Ok(Record { version, .. }) if version != RECORD_VERSION => {
+                Err(StateError::Version { path, version })
+            }
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(StateError::Record { path, source }),
+        }
     }
 
     /// Writes the record atomically.
@@ -416,6 +430,26 @@ impl StateDirectory {
         match rustix::fs::unlinkat(CWD, &self.path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(io("remove", &self.path, errno)),
+        }
+    }
+}
+
+/// Takes the lock of an open file or directory, with a bound; false when somebody else keeps it.
+///
+/// # Errors
+/// The errno of flock(2).
+pub(crate) fn lock(file: &OwnedFd) -> rustix::io::Result<bool> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno),
         }
     }
 }
@@ -639,11 +673,18 @@ mod tests {
         let read = first.load().unwrap().unwrap();
         assert_eq!(read.init, record.init);
         assert!(read.init.unwrap().is_alive());
+        record.version += 1;
+        first.store(&record).unwrap();
+        assert!(matches!(first.load(), Err(StateError::Version { .. })));
+        assert!(first.is_current());
         first.remove().unwrap();
         assert!(matches!(
             StateDirectory::open(root.path(), &id),
             Err(StateError::NotFound { .. })
         ));
+        // Another container of the same id is another one.
+        StateDirectory::create(root.path(), &id).unwrap();
+        assert!(!first.is_current());
     }
 
     #[test]

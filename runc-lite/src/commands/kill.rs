@@ -52,7 +52,10 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
         return Ok(group.kill()?);
     }
     let init = container.init().ok_or_else(not_running)?;
-    send_signal(init.as_fd(), signal).map_err(|_| not_running())?;
+    send_signal(init.as_fd(), signal).map_err(|e| match e.raw_os_error() {
+        Some(libc::ESRCH) => not_running(),
+        _ => io_error("signal", "init", e),
+    })?;
     if signal == libc::SIGKILL {
         let Some(group) = container.cgroup() else {
             return Ok(());

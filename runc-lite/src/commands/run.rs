@@ -43,6 +43,8 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     let (Some(blocked), Some(init)) = (blocked, container.record.init) else {
         return Ok(0);
     };
+    // Order: let go of while the program runs, so that others can delete the container under it.
+    container.directory.unlock()?;
     let pidfd = created.pidfd.as_fd();
     let code = match relay.filter(|_| created.plan.process.terminal) {
         Some(relay) => relay.until_exit(init.pid, pidfd, &blocked),
@@ -50,7 +52,10 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<u8, 
     };
     let code = code.map_err(|e| io_error("wait for", "the container", e))?;
     if !options.keep {
-        remove(globals, &container)?;
+        container.directory.lock()?;
+        if container.directory.is_current() {
+            remove(globals, &container)?;
+        }
     }
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }

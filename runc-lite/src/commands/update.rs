@@ -7,10 +7,9 @@ mod rdt;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use super::{CommandError, Globals, io_error, refused};
@@ -22,8 +21,6 @@ use options::Options;
 
 /// Bound of a resources document.
 const MAX_DOCUMENT: u64 = 1 << 20;
-/// How long another update of the same container may take.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), CommandError> {
     let options = Options::parse(parser)?;
@@ -62,7 +59,7 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
         before.clone()
     })?;
     crate::spec::check_resources(&asked)?;
-    let rdt = rdt::Change::plan(&options, &config, container.record.id.as_str())?;
+    let rdt = rdt::Change::plan(&options, container.record.resctrl.as_ref())?;
 
     // Order: the record has what is asked for before the kernel has, and what was before when it refuses.
     store(&container, &merged)?;
@@ -72,11 +69,14 @@ pub(super) fn run(globals: &Globals, parser: &mut lexopt::Parser) -> Result<(), 
         known: &known,
         before: &earlier,
     };
-    let mut done = group
-        .update(change, &mut warnings)
-        .map_err(CommandError::from);
+    let mut done = rdt.as_ref().map_or(Ok(()), |rdt| rdt.write(&mut warnings));
     if done.is_ok() {
-        done = rdt.write();
+        done = group
+            .update(change, &mut warnings)
+            .map_err(CommandError::from);
+        if let (Err(_), Some(rdt)) = (&done, &rdt) {
+            rdt.take_back(&mut warnings);
+        }
     }
     for warning in &warnings {
         globals.log.warn(warning);
@@ -136,20 +136,18 @@ fn store(container: &Container, resources: &Value) -> Result<(), CommandError> {
         .write(RESOURCES_FILE, resources.to_string().as_bytes())?)
 }
 
-/// Keeps other updates of this container out. Not the directory's own lock, which a running `run` holds.
-fn lock(container: &Container) -> Result<std::os::fd::OwnedFd, CommandError> {
-    let fail = |e: Errno| io_error("lock", "the container's document", e.into());
+/// Keeps other updates of this container out. Not by the directory's own lock: a start may hold that for long.
+fn lock(container: &Container) -> Result<OwnedFd, CommandError> {
+    let fail = |e: std::io::Error| io_error("lock", "the container's document", e);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(container.directory.fd(), CONFIG_FILE, flags, Mode::empty())
-        .map_err(fail)?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(e) => return Err(fail(e)),
-        }
+        .map_err(|e| fail(e.into()))?;
+    match crate::state::lock(&file) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(refused(format!(
+            "container {:?} is busy: another process is updating it",
+            container.record.id
+        ))),
+        Err(e) => Err(fail(e.into())),
     }
 }

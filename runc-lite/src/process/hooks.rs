@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, setpgid, waitpid};
 
-use super::wait::{KILL_PATIENCE, timespec, wait_for_exit};
+use super::wait::{KILL_PATIENCE, timespec, wait_for, wait_for_exit};
 use crate::config::Hook;
 use crate::sys::{
     Arguments, CloneFlags, Forked, clone3, close_range, exec, exit_now, restore_default_signals,
@@ -118,16 +118,26 @@ fn run_one(hook: &Hook, surroundings: Surroundings<'_>) -> Result<(), String> {
     let (output, said) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(text)?;
     // The hook's own end blocks, as programs expect it.
     rustix::fs::fcntl_setfl(&said, rustix::fs::OFlags::empty()).map_err(text)?;
-    let running = program.start(&input, said, surroundings.directory)?;
     let deadline = Instant::now() + patience_of(hook);
+    let late = |running: Running, words: &[u8]| {
+        running.kill();
+        let seconds = patience_of(hook).as_secs();
+        format!("not done after {seconds} s{}", told(words))
+    };
+    let (running, failure) = program.start(&input, said, surroundings.directory)?;
+    // The pipe closes by itself on execve; a file system that hangs may keep it from that.
+    if !wait_for(failure.as_fd(), PollFlags::IN, patience_of(hook)) {
+        return Err(late(running, &[]));
+    }
+    let mut code = [0; 4];
+    if File::from(failure).read_exact(&mut code).is_ok() {
+        let _ = running.reap();
+        let errno = std::io::Error::from_raw_os_error(i32::from_ne_bytes(code));
+        return Err(crate::errno_text(&errno));
+    }
     let mut words = Vec::new();
     if !watch(&running, File::from(output), &mut words, deadline) {
-        running.kill();
-        return Err(format!(
-            "not done after {} s{}",
-            patience_of(hook).as_secs(),
-            told(&words)
-        ));
+        return Err(late(running, &words));
     }
     match running.reap() {
         Some(0) => Ok(()),
@@ -166,12 +176,13 @@ impl Program {
         })
     }
 
+    /// The process that becomes the hook, and the pipe over which it tells the errno when it cannot.
     fn start(
         self,
         input: &File,
         said: OwnedFd,
         directory: Option<&Path>,
-    ) -> Result<Running, String> {
+    ) -> Result<(Running, OwnedFd), String> {
         let (failure, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
         match clone3(CloneFlags::NONE, None).map_err(|e| e.to_string())? {
             Forked::Child => {
@@ -187,16 +198,7 @@ impl Program {
                 let running = Running { pid, pidfd };
                 // On both sides, whichever comes first. Ignored: it may have executed its program by now.
                 let _ = setpgid(Some(pid), Some(pid));
-                // The pipe closes by itself on execve.
-                let mut code = [0; 4];
-                match File::from(failure).read_exact(&mut code) {
-                    Ok(()) => {
-                        let _ = running.reap();
-                        let errno = std::io::Error::from_raw_os_error(i32::from_ne_bytes(code));
-                        Err(crate::errno_text(&errno))
-                    }
-                    Err(_) => Ok(running),
-                }
+                Ok((running, failure))
             }
         }
     }

@@ -280,8 +280,7 @@ fn make(
     }
 
     if let (Some(place), Some(rdt)) = (&record.resctrl, &plan.intel_rdt) {
-        undo.resctrl = Some(place.clone());
-        place.create(rdt)?;
+        undo.resctrl.insert(place.clone()).create(rdt)?;
     }
     let gate = gate::open(undo.directory()).map_err(|e| io_error("make", "the start socket", e))?;
     let shown = placement.shown(undo.group());

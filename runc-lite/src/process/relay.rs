@@ -22,7 +22,7 @@ use rustix::termios::{
     tcsetwinsize,
 };
 
-use super::wait::{reap, timespec};
+use super::wait::{reap, timespec, wait_for};
 use crate::socket::receive_descriptor;
 use crate::sys::{SignalSet, read_signal, send_signal, signal_descriptor};
 
@@ -298,9 +298,4 @@ fn read_chunk(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let length = rustix::io::retry_on_intr(|| rustix::io::read(fd, chunk.as_mut_slice()))?;
     chunk.truncate(length);
     Ok(chunk)
-}
-
-fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, patience: Duration) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(fd, events)];
-    poll(&mut polled, Some(&timespec(patience))).is_ok_and(|count| count > 0)
 }

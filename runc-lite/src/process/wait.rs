@@ -22,7 +22,12 @@ pub(crate) fn timespec(time: Duration) -> Timespec {
 /// Waits until the process behind `pidfd` has exited; false when `patience` is over.
 #[must_use]
 pub fn wait_for_exit(pidfd: BorrowedFd<'_>, patience: Duration) -> bool {
-    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+    wait_for(pidfd, PollFlags::IN, patience)
+}
+
+/// Waits until one of `events` holds for `fd`, or it is at its end; false when `patience` is over.
+pub(super) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, patience: Duration) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, events)];
     let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&timespec(patience))));
     ready.is_ok_and(|count| count > 0)
 }

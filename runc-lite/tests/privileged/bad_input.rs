@@ -230,3 +230,26 @@ fn privileged_a_process_document_of_exec_is_bounded_and_checked_too() {
     }
     exec("/no/such/file").fails(255, "/no/such/file");
 }
+
+#[test]
+fn privileged_a_create_without_the_systemd_it_is_to_ask_leaves_nothing() {
+    if !ready() {
+        return;
+    }
+    let mut bundle = Bundle::new("true");
+    let path = format!("system.slice:axil:{}", bundle.id);
+    bundle.set("/linux/cgroupsPath", json!(path));
+    bundle.write();
+    let call = |args: &[&str]| {
+        let mut command = bundle.command(&["--systemd-cgroup"]);
+        command.args(args);
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus");
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = call(&["create", &bundle.id]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("systemd cannot be reached"), "{text}");
+    bundle.assert_gone();
+}

@@ -423,3 +423,22 @@ fn privileged_pause_holds_a_pid_namespace_and_reaps() {
     pod.call(&["kill", &pod.id, "TERM"]).ok();
     eventually("pause ends on SIGTERM", || pod.status() == "stopped");
 }
+
+#[test]
+fn privileged_a_container_that_runs_in_the_foreground_can_be_deleted_by_others() {
+    if !ready() {
+        return;
+    }
+    let bundle = Bundle::new("sleep 1000");
+    bundle.write();
+    let mut command = bundle.command(&["run", &bundle.id]);
+    let mut run = command.stdout(Stdio::null()).spawn().unwrap();
+    let status = || bundle.call(&["state", &bundle.id]);
+    eventually("running", || status().out.contains("\"running\""));
+    bundle
+        .call(&["delete", &bundle.id])
+        .fails(1, "that is not stopped: running");
+    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    assert_eq!(run.wait().unwrap().code(), Some(137));
+    bundle.assert_gone();
+}

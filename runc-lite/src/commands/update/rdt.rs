@@ -1,31 +1,27 @@
-//! Intel RDT schemata of a container that has a group of its own.
+//! Intel RDT schemata of a container that has a class of its own or shares a named one.
 
-use std::path::PathBuf;
-
-use serde_json::Value;
-
-use super::super::{CommandError, io_error, refused};
+use super::super::{CommandError, refused};
 use super::options::Options;
+use crate::resctrl::{self, ResctrlRecord};
 
-const RESCTRL: &str = "/sys/fs/resctrl";
-
-/// What to write where.
-#[derive(Debug, Default)]
-pub(super) struct Change {
-    schemata: PathBuf,
+/// What to write where, and what was there before.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    place: &'a ResctrlRecord,
     lines: Vec<String>,
+    earlier: Vec<String>,
 }
 
-impl Change {
-    /// Checks what the flags ask for.
+impl<'a> Change<'a> {
+    /// Checks what the flags ask for; `None` when they ask for nothing.
     pub(super) fn plan(
         options: &Options,
-        config: &Value,
-        id: &str,
-    ) -> Result<Change, CommandError> {
+        place: Option<&'a ResctrlRecord>,
+    ) -> Result<Option<Change<'a>>, CommandError> {
+        let root = resctrl::mount_point();
         let enabled = |resource: &str| {
-            let info = PathBuf::from(RESCTRL).join("info").join(resource);
-            info.is_dir()
+            let root = root.as_ref();
+            root.is_ok_and(|root| root.join("info").join(resource).is_dir())
         };
         if options.l3_cache_schema.is_some() && !enabled("L3") {
             return Err(refused("Intel RDT/CAT: l3 cache schema is not enabled"));
@@ -35,42 +31,37 @@ impl Change {
                 "Intel RDT/MBA: memory bandwidth schema is not enabled",
             ));
         }
-        let lines: Vec<String> = [&options.l3_cache_schema, &options.memory_bandwidth_schema]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let asked = [&options.l3_cache_schema, &options.memory_bandwidth_schema];
+        let lines: Vec<String> = asked.into_iter().flatten().cloned().collect();
         if lines.is_empty() {
-            return Ok(Change::default());
+            return Ok(None);
         }
-        let Some(settings) = config.pointer("/linux/intelRdt").filter(|v| v.is_object()) else {
+        let Some(place) = place else {
             return Err(refused(
                 "updating a non-existent Intel RDT configuration is not supported",
             ));
         };
-        let group = settings.get("closID").and_then(Value::as_str);
-        let group = group.filter(|name| !name.is_empty()).unwrap_or(id);
-        if group.contains('/') || group == ".." {
-            return Err(refused(format!(
-                "linux.intelRdt.closID: {group:?} is no name"
-            )));
-        }
-        Ok(Change {
-            schemata: PathBuf::from(RESCTRL).join(group).join("schemata"),
+        let earlier = place.read_lines(&lines)?;
+        Ok(Some(Change {
+            place,
             lines,
-        })
+            earlier,
+        }))
     }
 
-    /// Writes the schemata, a line at a time as the kernel takes them.
-    pub(super) fn write(&self) -> Result<(), CommandError> {
-        for line in &self.lines {
-            let opened = std::fs::OpenOptions::new().write(true).open(&self.schemata);
-            opened
-                .and_then(|mut file| {
-                    std::io::Write::write_all(&mut file, format!("{line}\n").as_bytes())
-                })
-                .map_err(|e| io_error("write", self.schemata.display().to_string(), e))?;
+    /// Writes the schemata, or leaves them as they were.
+    pub(super) fn write(&self, warnings: &mut Vec<String>) -> Result<(), CommandError> {
+        let written = self.place.write_lines(&self.lines);
+        if written.is_err() {
+            self.take_back(warnings);
         }
-        Ok(())
+        Ok(written?)
+    }
+
+    /// Writes what was there before.
+    pub(super) fn take_back(&self, warnings: &mut Vec<String>) {
+        if let Err(error) = self.place.write_lines(&self.earlier) {
+            warnings.push(crate::error_chain(&error));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Implementations of the ports over the kernel, the file system, the shims and the registries. Only
 //! `app.rs` names them.
 
+mod archive;
 pub mod cgroups;
 pub mod durable;
 pub mod layers;

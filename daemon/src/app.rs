@@ -27,6 +27,7 @@ use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
 use crate::config::Config;
+use crate::control;
 use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
 use crate::engine::images::Images;
 use crate::engine::spawn::spawn;
@@ -72,6 +73,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
 
     spawn("network watch", watch_network(engine.clone()));
+    let control = control::server::listen(&config.control_socket())?;
+    spawn(
+        "control",
+        control::server::serve(control, Arc::clone(&engine.images)),
+    );
 
     let socket = config.socket().context("listen: not a unix:// path")?;
     let listener = listen(&socket)?;
@@ -153,12 +159,7 @@ fn claim(state: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
 /// Builds every adapter and the engine over them.
 fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc<Shared>)> {
     let binaries = Binaries::find(config)?;
-    let store = axil_snapshotter::Store::open(&config.root)
-        .with_context(|| format!("open the store in {}", config.root.display()))?;
-    for damaged in store.damaged() {
-        tracing::error!(damaged = ?damaged, "a damaged record in the store");
-    }
-    let store = Arc::new(store);
+    let store = open_store(config)?;
     let records = Arc::new(RecordFiles::open(&config.root)?);
     let sockets = config.state.join("s");
     make_private_dir(&sockets)?;
@@ -186,14 +187,47 @@ fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc
         bounds: Bounds::default(),
         index: std::sync::Mutex::default(),
     });
-    let images = Images::new(
+    let images = images_over(config, store, records, metrics);
+    Ok((Engine::new(Arc::clone(&shared), Arc::new(images)), shared))
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Arc<axil_snapshotter::Store>> {
+    let store = axil_snapshotter::Store::open(&config.root)
+        .with_context(|| format!("open the store in {}", config.root.display()))?;
+    for damaged in store.damaged() {
+        tracing::error!(damaged = ?damaged, "a damaged record in the store");
+    }
+    Ok(Arc::new(store))
+}
+
+fn images_over(
+    config: &Config,
+    store: Arc<axil_snapshotter::Store>,
+    records: Arc<RecordFiles>,
+    metrics: &Arc<Metrics>,
+) -> Images {
+    Images::new(
         records,
         Arc::new(LayerStore::new(store)),
         Arc::new(Registries::open(&config.images)),
         Arc::clone(metrics),
         config.images.max_concurrent_downloads,
-    );
-    Ok((Engine::new(Arc::clone(&shared), Arc::new(images)), shared))
+    )
+}
+
+/// The images of a daemon that does not run, for a command. The store's lock keeps a daemon from starting
+/// meanwhile.
+///
+/// # Errors
+/// There is no store, or another process has it.
+pub async fn open_images(config: &Config) -> anyhow::Result<Arc<Images>> {
+    let root = config.root.display();
+    anyhow::ensure!(config.root.is_dir(), "there is no store in {root}");
+    let store = open_store(config)?;
+    let records = Arc::new(RecordFiles::open(&config.root)?);
+    let images = Arc::new(images_over(config, store, records, &Arc::default()));
+    images.load().await.context("load images")?;
+    Ok(images)
 }
 
 fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> {

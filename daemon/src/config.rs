@@ -379,6 +379,12 @@ impl Config {
         let path = Path::new(self.listen.strip_prefix("unix://")?);
         path.is_absolute().then(|| path.to_owned())
     }
+
+    /// The socket of the operator's commands.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.state.join("control.sock")
+    }
 }
 
 /// The default configuration file, each key with its help.

@@ -5,7 +5,10 @@
 
 pub mod create_container;
 pub mod exec_sync;
+pub mod export_image;
+pub mod fsck;
 pub mod images;
+pub mod import_image;
 pub mod pod_driver;
 pub mod pods;
 pub mod pull_image;

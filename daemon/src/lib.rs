@@ -3,11 +3,14 @@
 
 pub mod adapters;
 pub mod app;
+pub mod commands;
 pub mod config;
+pub mod control;
 pub mod cri;
 pub mod domain;
 pub mod engine;
 pub mod host;
 pub mod metrics;
+pub mod pieces;
 pub mod ports;
 pub mod telemetry;

@@ -4,22 +4,24 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use axild::commands::{self, Command};
 use axild::config::{self, Config};
 use axild::engine::steps::STEPS;
 use clap::Parser;
 
-/// CRI daemon of axil, a Kubernetes node runtime. Without options it serves with its defaults.
+/// CRI daemon of axil, a Kubernetes node runtime. Without a command it serves; the commands ask the daemon that
+/// runs, or work on its store when none does.
 #[derive(Debug, Parser)]
 #[command(name = "axild", version)]
 struct Arguments {
     /// Configuration file; without one /etc/axil/config.toml is read if it exists.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Directory of images, layers and records.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
     /// Directory of run-time files.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     state: Option<PathBuf>,
     /// Socket of the CRI.
     #[arg(long, value_name = "unix:///PATH")]
@@ -33,6 +35,8 @@ struct Arguments {
     /// Print the steps of every verb, one per line, and exit.
     #[arg(long)]
     list_steps: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 /// Where the configuration is looked for when none is named.
@@ -40,13 +44,14 @@ const DEFAULT_CONFIG: &str = "/etc/axil/config.toml";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
+    let failed = match arguments.command {
+        Some(_) => ExitCode::from(commands::FAILED),
+        None => ExitCode::FAILURE,
+    };
+    run(arguments).unwrap_or_else(|error| {
+        complain(&error);
+        failed
+    })
 }
 
 #[expect(
@@ -58,10 +63,10 @@ fn complain(error: &anyhow::Error) {
 }
 
 #[expect(clippy::print_stdout, reason = "what the operator asked to see")]
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.print_config {
         print!("{}", config::default_file());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     if arguments.list_steps {
         for (verb, steps) in STEPS {
@@ -69,7 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
                 println!("{verb}/{step}");
             }
         }
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let default = PathBuf::from(DEFAULT_CONFIG);
     let file = arguments
@@ -90,9 +95,23 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         config.metrics.listen = listen;
     }
     config.check()?;
+    if arguments.command.is_some() {
+        // What a command has to say it says itself.
+        "error".clone_into(&mut config.log.level);
+    }
     axild::telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(axild::app::serve(config))
+    match arguments.command {
+        Some(command) => {
+            let done = runtime.block_on(commands::run(command, &config));
+            // A thread that reads standard input would be waited for otherwise.
+            runtime.shutdown_background();
+            done
+        }
+        None => runtime
+            .block_on(axild::app::serve(config))
+            .map(|()| ExitCode::SUCCESS),
+    }
 }

@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use axil_proto::cri::{ContainerState, ContainerStatus, PodSandboxConfig};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::binaries::Binaries;
 use crate::build::{ContainerBuilder, PodBuilder};
-use crate::children::Running;
+use crate::children::{self, Finished, Running};
 use crate::cri::{Answer, Cri};
 use crate::eventually::{eventually, poll};
 use crate::lab::Ground;
@@ -186,6 +187,33 @@ impl Node {
         self.term();
         self.launch(None)
             .unwrap_or_else(|error| panic!("restart: {error:#}"));
+    }
+
+    /// Runs a command of the operator, `axild ARGUMENTS`, with `input` on its standard input. It asks the daemon
+    /// if that runs, and works on what it left otherwise.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn operate(&self, arguments: &[&str], input: &[u8]) -> Finished {
+        let mut command = Command::new(&self.axild);
+        command.args(&self.arguments).args(arguments);
+        command.env_remove("RUST_LOG").env_remove("AXIL_FAULT");
+        children::output(&mut command, input)
+            .unwrap_or_else(|error| panic!("axild {arguments:?}: {error:#}"))
+    }
+
+    /// Checks the store and answers the exit code and the report.
+    ///
+    /// # Panics
+    /// When the check cannot be made.
+    #[must_use]
+    pub fn fsck(&self, options: &[&str]) -> (i32, Value) {
+        let arguments = [&["fsck", "--json"], options].concat();
+        let done = self.operate(&arguments, b"");
+        let report = serde_json::from_slice(&done.stdout)
+            .unwrap_or_else(|error| panic!("axild fsck: {error}: {}", done.text()));
+        (done.status.code().unwrap_or(-1), report)
     }
 
     /// Waits until the daemon ended by itself, as a fail point makes it.

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             chain: ChainId::first(&diff_id),
             parent: None,
             limits: Limits::default(),
+            is_resumable: true,
         };
         let start = Instant::now();
         let staged = store.begin_layer(request)?.unpack(&blob[..])?;

@@ -2,4 +2,5 @@
 
 pub mod digest;
 pub(crate) mod ingest;
+pub mod spool;
 pub mod store;

@@ -37,6 +37,8 @@ pub struct LayerCheck {
     /// The check was to be deep, and the layer has no skeleton: it was pulled by an older version, or its
     /// skeleton would have been too large. Pulling it again gives it one, if it can have one.
     pub is_unverifiable: bool,
+    /// The layer below is not in the store, so that this one could not be compared with anything.
+    pub lacks: Option<ChainId>,
     /// What is wrong, named up to a bound.
     pub problems: Vec<String>,
     /// How many things are wrong.
@@ -128,10 +130,7 @@ impl Store {
         let below = match below {
             Ok(below) => below.unwrap_or_default(),
             Err(missing) => {
-                found.count += 1;
-                found
-                    .problems
-                    .push(format!("the layer {missing} below it is not in the store"));
+                found.lacks = Some(missing);
                 return Ok(found);
             }
         };
@@ -146,6 +145,7 @@ impl Store {
         Ok(LayerCheck {
             verified_bytes: checked.bytes,
             is_unverifiable: false,
+            lacks: None,
             problems: checked.problems,
             count: checked.count,
         })

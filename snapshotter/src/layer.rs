@@ -26,7 +26,7 @@ use crate::store::{Growing, InFlight, Made, Shared, Store, make_new_dir, record_
 use crate::tree::{Usage, measure, remove_tree};
 
 pub mod apply;
-pub(crate) mod assemble;
+pub mod assemble;
 pub(crate) mod attic;
 pub(crate) mod attributes;
 pub(crate) mod channel;
@@ -63,6 +63,8 @@ pub struct LayerRequest {
     pub parent: Option<ChainId>,
     /// Bounds on what the layer may contain.
     pub limits: Limits,
+    /// Whether what was received when the source fails is kept for another attempt.
+    pub is_resumable: bool,
 }
 
 /// Why a layer was not unpacked or not committed.
@@ -355,7 +357,12 @@ impl Store {
             request,
         };
         let request = &lease.request;
-        let partial = Partial::open(&self.shared.ingest, &chain, &request.blob, request.size)?;
+        let partial = if request.is_resumable {
+            Partial::open(&self.shared.ingest, &chain, &request.blob, request.size)?
+        } else {
+            let failed = |source| PathError::new("open", "content/ingest", source);
+            Partial::unnamed(self.unnamed_file().map_err(failed)?)
+        };
         Ok(LayerIngest { lease, partial })
     }
 

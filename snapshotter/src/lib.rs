@@ -21,11 +21,13 @@ mod store;
 mod tree;
 
 pub use content::digest::{Algorithm, Digest, ParseDigestError};
+pub use content::spool::{Spool, SpoolError, SpoolLimits, compression_of};
 pub use content::store::ContentError;
 pub use error::{ErrorClass, PathError};
 pub use fsck::{Depth, LayerCheck};
 pub use gc::{GcError, Reclaimed, Roots};
 pub use layer::apply::ApplyError;
+pub use layer::assemble::LayerArchive;
 pub use layer::inflate::Compression;
 pub use layer::limits::Limits;
 pub use layer::tar::TarError;

@@ -22,7 +22,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat, statat,
@@ -91,6 +91,8 @@ pub(crate) struct Index {
     pub(crate) doomed: Vec<LayerRecord>,
     /// Directories that this process is making and that have no record yet.
     pub(crate) making: BTreeMap<SnapshotId, Arc<Growing>>,
+    /// Archives of images on their way in.
+    pub(crate) spools: Vec<Weak<Growing>>,
     next_id: SnapshotId,
     next_lease: u64,
 }
@@ -380,7 +382,11 @@ impl Store {
     /// The class of the I/O error when the directory of partial downloads cannot be read.
     pub fn store_usage(&self) -> Result<Usage, PathError> {
         let mut usage = ingest::usage(&self.shared.ingest)?;
-        let index = self.shared.index();
+        let mut index = self.shared.index();
+        index.spools.retain(|spool| spool.strong_count() > 0);
+        for spool in index.spools.iter().filter_map(Weak::upgrade) {
+            usage += spool.usage();
+        }
         for size in index.blobs.values() {
             usage += Usage {
                 bytes: *size,

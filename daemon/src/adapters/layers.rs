@@ -6,21 +6,19 @@ use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use axil_snapshotter::{
-    ChainId, Compression, Digest, ErrorClass, LayerRequest, Lease, Limits, Roots, StagedLayer,
-    Store, Usage,
+    ChainId, Compression, DamagedRecord, Depth, Digest, ErrorClass, LayerArchive, LayerCheck,
+    LayerRequest, Lease, Limits, Roots, SpoolLimits, StagedLayer, Store, Usage,
 };
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::archive;
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::media::Compression as MediaCompression;
 use crate::engine::lock;
 use crate::engine::spawn::blocking;
+use crate::pieces::{PieceReader, WAITING};
 use crate::ports::Answer;
-use crate::ports::images::{LayerJob, Layers, RemoteImage};
-
-/// Pieces of a download waiting for the unpacker: with pieces of some tens of KiB a few MiB at most.
-const PIECES: usize = 64;
+use crate::ports::images::{ArchivedImage, LayerJob, Layers, RemoteImage};
 
 /// Largest document kept as a blob, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -97,9 +95,11 @@ macro_rules! store_errors {
 
 store_errors!(
     axil_snapshotter::ContentError,
+    axil_snapshotter::DiscardError,
     axil_snapshotter::GcError,
     axil_snapshotter::LayerError,
-    axil_snapshotter::PathError
+    axil_snapshotter::PathError,
+    axil_snapshotter::SpoolError
 );
 
 #[async_trait]
@@ -136,14 +136,15 @@ impl Layers for LayerStore {
             chain: job.chain,
             parent: job.parent,
             limits: Limits::default(),
+            is_resumable: remote.is_remote(),
         };
         let store = Arc::clone(&self.store);
         let begin = move || store.begin_layer(request).map_err(failed);
         let ingest = blocking("begin a layer", begin).await?;
         let mut download = remote.blob(&descriptor, ingest.resume_offset()).await?;
 
-        let (pieces, source) = mpsc::channel(PIECES);
-        let unpack = tokio::task::spawn_blocking(move || ingest.unpack(Source::new(source)));
+        let (pieces, source) = mpsc::channel(WAITING);
+        let unpack = tokio::task::spawn_blocking(move || ingest.unpack(PieceReader::new(source)));
         let mut received = 0u64;
         let mut broken = None;
         loop {
@@ -171,23 +172,20 @@ impl Layers for LayerStore {
         }
     }
 
-    async fn commit(&self, staged: Vec<StagedLayer>) -> Answer<()> {
-        if staged.is_empty() {
-            return Ok(());
-        }
+    async fn commit(
+        &self,
+        staged: Vec<StagedLayer>,
+        documents: Vec<(Digest, Vec<u8>)>,
+    ) -> Answer<()> {
         let store = Arc::clone(&self.store);
-        blocking("commit layers", move || {
-            store.commit_layers(staged).map_err(failed)
+        blocking("commit an image", move || {
+            store.commit_image(staged, &documents).map_err(failed)
         })
         .await
     }
 
-    async fn put_blob(&self, digest: &Digest, bytes: Vec<u8>) -> Answer<()> {
-        let (store, digest) = (Arc::clone(&self.store), digest.clone());
-        blocking("keep a blob", move || {
-            store.put_blob(&digest, &bytes).map_err(failed)
-        })
-        .await
+    fn has_blob(&self, digest: &Digest) -> bool {
+        self.store.has_blob(digest)
     }
 
     async fn read_blob(&self, digest: &Digest) -> Answer<Option<Vec<u8>>> {
@@ -217,33 +215,84 @@ impl Layers for LayerStore {
         })
         .await
     }
-}
 
-/// The pieces of a download as a blocking reader.
-struct Source {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Source {
-    fn new(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self {
-            pieces,
-            piece: Bytes::new(),
-        }
+    async fn read_archive(&self, source: Box<dyn Read + Send>) -> Answer<Vec<ArchivedImage>> {
+        let store = Arc::clone(&self.store);
+        blocking("read an archive of images", move || {
+            let spool = store
+                .spool(source, &SpoolLimits::default())
+                .map_err(failed)?;
+            archive::images_of(&Arc::new(spool))
+        })
+        .await
     }
-}
 
-impl Read for Source {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                None => return Ok(0),
-                Some(piece) => self.piece = piece?,
+    fn open_archive(&self, chain: &ChainId) -> Answer<Option<LayerArchive>> {
+        self.store.open_archive(chain).map_err(failed)
+    }
+
+    fn layers(&self) -> Vec<ChainId> {
+        self.store.layers()
+    }
+
+    fn blobs(&self) -> Vec<Digest> {
+        self.store.blobs()
+    }
+
+    fn swept(&self) -> Vec<String> {
+        self.store.swept()
+    }
+
+    async fn check_blob(&self, digest: &Digest) -> Answer<Option<String>> {
+        let (store, digest) = (Arc::clone(&self.store), digest.clone());
+        blocking("check a blob", move || {
+            store.check_blob(&digest).map_err(failed)
+        })
+        .await
+    }
+
+    async fn check_layer(&self, chain: &ChainId, depth: Depth) -> Answer<LayerCheck> {
+        let (store, chain) = (Arc::clone(&self.store), chain.clone());
+        blocking("check a layer", move || {
+            store.check_layer(&chain, depth).map_err(failed)
+        })
+        .await
+    }
+
+    async fn strays(&self) -> Answer<Vec<DamagedRecord>> {
+        let store = Arc::clone(&self.store);
+        blocking("look for strays", move || {
+            let mut strays = store.damaged();
+            strays.extend(store.orphans().map_err(failed)?);
+            Ok(strays)
+        })
+        .await
+    }
+
+    async fn discard(&self, stray: &DamagedRecord) -> Answer<()> {
+        let (store, stray) = (Arc::clone(&self.store), stray.clone());
+        blocking("discard a stray", move || {
+            if !store.discard_damaged(&stray).map_err(failed)? {
+                store.remove_orphan(&stray).map_err(failed)?;
             }
-        }
-        let count = buffer.len().min(self.piece.len());
-        buffer[..count].copy_from_slice(&self.piece.split_to(count));
-        Ok(count)
+            Ok(())
+        })
+        .await
+    }
+
+    async fn drop_blob(&self, digest: &Digest) -> Answer<()> {
+        let (store, digest) = (Arc::clone(&self.store), digest.clone());
+        blocking("drop a blob", move || {
+            store.remove_blob(&digest).map(drop).map_err(failed)
+        })
+        .await
+    }
+
+    async fn condemn(&self, chain: &ChainId) -> Answer<()> {
+        let (store, chain) = (Arc::clone(&self.store), chain.clone());
+        blocking("condemn a layer", move || {
+            store.condemn_layer(&chain).map(drop).map_err(failed)
+        })
+        .await
     }
 }

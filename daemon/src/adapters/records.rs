@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use axil_proto::ids::{ContainerId, PodId};
+use axil_snapshotter::DamagedRecord;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -147,6 +148,30 @@ impl ImageRecords for RecordFiles {
             }
         }
         Ok(found)
+    }
+
+    fn damaged(&self) -> Answer<Vec<DamagedRecord>> {
+        let mut damaged = Vec::new();
+        for file in list(&self.images, "json")? {
+            let reason = match read::<StoredImage>(&file) {
+                Ok(image) if self.image_file(&image.id) != file => "is the record of another image",
+                Ok(_) => continue,
+                Err(_) if !file.exists() => continue,
+                Err(_) => "cannot be read as the record of an image",
+            };
+            damaged.push(DamagedRecord {
+                path: file.display().to_string(),
+                reason: reason.to_owned(),
+            });
+        }
+        Ok(damaged)
+    }
+
+    fn discard(&self, record: &DamagedRecord) -> Answer<()> {
+        if ImageRecords::damaged(self)?.contains(record) {
+            remove_file(Path::new(&record.path))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! An image: what names it, what describes it, and what is kept of it.
 
 pub mod config;
+pub mod layout;
 pub mod manifest;
 pub mod media;
 pub mod reference;

@@ -24,6 +24,11 @@ pub struct Images {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) index: Mutex<ImageIndex>,
+    /// Recorded images that lost a layer or a document. They are not listed, so that the kubelet pulls them
+    /// again; what is left of them stays, so that only the rest is fetched.
+    pub(super) broken: Mutex<ImageIndex>,
+    /// Held by the one check that runs.
+    pub(super) checking: tokio::sync::Mutex<()>,
     pub(super) downloads: usize,
     pulls: Mutex<BTreeMap<PullKey, watch::Receiver<Outcome>>>,
 }
@@ -51,6 +56,8 @@ impl Images {
             registry,
             metrics,
             index: Mutex::default(),
+            broken: Mutex::default(),
+            checking: tokio::sync::Mutex::default(),
             downloads,
             pulls: Mutex::default(),
         }
@@ -64,17 +71,46 @@ impl Images {
         let records = Arc::clone(&self.records);
         let images = spawn::blocking("load image records", move || records.load()).await?;
         for image in images {
-            let complete = image.chains.iter().all(|chain| self.layers.has(chain));
-            if complete {
+            if self.is_complete(&image) {
                 lock(&self.index).put(image);
             } else {
                 // A damaged image is fetched again rather than served in part.
-                tracing::warn!(image.id = %image.id, "an image lost layers; its record is dropped");
-                let (records, id) = (Arc::clone(&self.records), image.id.clone());
-                spawn::blocking("drop an image record", move || records.delete(&id)).await?;
+                tracing::warn!(image.id = %image.id, "an image is not whole; it waits to be pulled again");
+                lock(&self.broken).put(image);
             }
         }
         self.collect().await.map(|_| ())
+    }
+
+    /// Whether every layer and document of an image is here.
+    pub(super) fn is_complete(&self, image: &StoredImage) -> bool {
+        let documents = [&image.id, &image.manifest];
+        let has = |text: &&String| {
+            text.parse()
+                .is_ok_and(|digest| self.layers.has_blob(&digest))
+        };
+        image.chains.iter().all(|chain| self.layers.has(chain)) && documents.iter().all(has)
+    }
+
+    /// Whether an image, whole or not, has this name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `text` names no image or several.
+    pub fn is_known(&self, text: &str) -> Result<bool, Failure> {
+        Ok(self.find(text)?.is_some() || find_in(&lock(&self.broken), text)?.is_some())
+    }
+
+    /// Takes an image that is not whole out of the list; the next pull completes it.
+    pub(super) fn set_aside(&self, image: &StoredImage) {
+        if lock(&self.index).remove(&image.id).is_some() {
+            lock(&self.broken).put(image.clone());
+        }
+    }
+
+    /// Recorded images that are not whole and wait to be pulled again.
+    #[must_use]
+    pub fn incomplete(&self) -> Vec<Arc<StoredImage>> {
+        lock(&self.broken).all()
     }
 
     /// Every image.
@@ -88,26 +124,8 @@ impl Images {
     /// # Errors
     /// `InvalidArgument` when `text` names no image or several.
     pub fn find(&self, text: &str) -> Result<Option<Arc<StoredImage>>, Failure> {
-        let key = parse_image_key(text).map_err(|error| Failure::invalid("image", text, error))?;
-        let index = lock(&self.index);
-        let prefix = |hex: &str| {
-            index
-                .by_id_prefix(hex)
-                .map_err(|error| Failure::invalid("image", text, error))
-        };
-        match key {
-            ImageKey::Id(digest) => Ok(index.get(&digest.to_string())),
-            ImageKey::IdPrefix(hex) => prefix(&hex),
-            ImageKey::Reference {
-                reference,
-                id_prefix,
-            } => match (index.by_name(&name_of(&reference)), id_prefix) {
-                (None, Some(hex)) => prefix(&hex),
-                (found, _) => Ok(found),
-            },
-        }
+        find_in(&lock(&self.index), text)
     }
-
     /// Pulls an image, or joins the pull that is at it. The pull outlives a vanished caller.
     ///
     /// # Errors
@@ -170,12 +188,18 @@ impl Images {
     /// # Errors
     /// `InvalidArgument` for a bad name, or its record or layers cannot be deleted.
     pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), Failure> {
-        let Some(image) = self.find(text)? else {
+        let found = self.find(text)?;
+        let Some(image) = found.map_or_else(
+            || find_in(&lock(&self.broken), text),
+            |image| Ok(Some(image)),
+        )?
+        else {
             return Ok(());
         };
         let (records, id) = (Arc::clone(&self.records), image.id.clone());
         spawn::blocking("delete an image record", move || records.delete(&id)).await?;
         lock(&self.index).remove(&image.id);
+        lock(&self.broken).remove(&image.id);
         let freed = self.collect().await?;
         tracing::info!(image.id = %image.id, freed_bytes = freed, "image is removed");
         Ok(())
@@ -199,7 +223,7 @@ impl Images {
             blobs: BTreeSet::new(),
             chains: BTreeSet::new(),
         };
-        for image in self.all() {
+        for image in self.all().into_iter().chain(self.incomplete()) {
             for blob in [&image.id, &image.manifest] {
                 roots.blobs.insert(parse_digest(blob)?);
             }
@@ -224,6 +248,27 @@ impl Images {
     /// The blob is damaged.
     pub async fn raw_config(&self, image: &StoredImage) -> Result<Option<Vec<u8>>, Failure> {
         self.layers.read_blob(&parse_digest(&image.id)?).await
+    }
+}
+
+/// An image of an index by reference, id, or a prefix of its id.
+fn find_in(index: &ImageIndex, text: &str) -> Result<Option<Arc<StoredImage>>, Failure> {
+    let key = parse_image_key(text).map_err(|error| Failure::invalid("image", text, error))?;
+    let prefix = |hex: &str| {
+        index
+            .by_id_prefix(hex)
+            .map_err(|error| Failure::invalid("image", text, error))
+    };
+    match key {
+        ImageKey::Id(digest) => Ok(index.get(&digest.to_string())),
+        ImageKey::IdPrefix(hex) => prefix(&hex),
+        ImageKey::Reference {
+            reference,
+            id_prefix,
+        } => match (index.by_name(&name_of(&reference)), id_prefix) {
+            (None, Some(hex)) => prefix(&hex),
+            (found, _) => Ok(found),
+        },
     }
 }
 

@@ -55,6 +55,35 @@ async fn sequence(
         .run("resolve", images.registry.resolve(reference, auth))
         .await?;
     let remote: Arc<dyn RemoteImage> = Arc::from(remote);
+    let names = Names::of(reference, remote.digest());
+    take_in(images, &remote, &names, steps).await
+}
+
+/// The names an image gets with what is stored now, in canonical form.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) tags: BTreeSet<String>,
+    pub(super) digests: BTreeSet<String>,
+}
+
+impl Names {
+    fn of(reference: &Reference, top: &Digest) -> Self {
+        let mut names = Self::default();
+        names.digests.insert(format!("{}@{top}", reference.name()));
+        if reference.digest().is_none() {
+            names.tags.insert(name_of(reference));
+        }
+        names
+    }
+}
+
+/// Stores an image, wherever it comes from, and records it under its names.
+pub(super) async fn take_in(
+    images: &Arc<Images>,
+    remote: &Arc<dyn RemoteImage>,
+    names: &Names,
+    steps: &mut Steps<'_>,
+) -> Result<(Arc<StoredImage>, u64), Failure> {
     let (manifest, manifest_digest, manifest_bytes) = steps
         .run("manifest", choose_manifest(remote.as_ref()))
         .await?;
@@ -73,17 +102,15 @@ async fn sequence(
 
     let jobs = layer_jobs(images, &manifest, &config, &chains);
     let (staged, bytes) = steps
-        .run("layers", fetch_layers(images, &remote, jobs))
+        .run("layers", fetch_layers(images, remote, jobs))
         .await?;
-    let commit = async {
-        images.layers.commit(staged).await?;
-        images
-            .layers
-            .put_blob(&manifest_digest, manifest_bytes)
-            .await?;
-        images.layers.put_blob(&id, config_bytes).await
-    };
-    steps.run("commit", commit).await?;
+    let documents = vec![
+        (manifest_digest.clone(), manifest_bytes),
+        (id.clone(), config_bytes),
+    ];
+    steps
+        .run("commit", images.layers.commit(staged, documents))
+        .await?;
     drop(claim);
 
     let record = async {
@@ -105,7 +132,7 @@ async fn sequence(
                 stop_signal: config.stop_signal.clone(),
             },
         };
-        record_image(images, image, reference, remote.digest()).await
+        record_image(images, image, names).await
     };
     let image = steps.run("record", record).await?;
     drop(lease);
@@ -222,24 +249,23 @@ async fn fetch_layers(
 async fn record_image(
     images: &Arc<Images>,
     mut image: StoredImage,
-    reference: &Reference,
-    top: &Digest,
+    names: &Names,
 ) -> Result<Arc<StoredImage>, Failure> {
-    if let Some(known) = lock(&images.index).get(&image.id) {
+    let known = lock(&images.index).get(&image.id);
+    let known = known.or_else(|| lock(&images.broken).get(&image.id));
+    if let Some(known) = known {
         image.repo_tags.clone_from(&known.repo_tags);
         image.repo_digests.clone_from(&known.repo_digests);
     }
-    image
-        .repo_digests
-        .insert(format!("{}@{top}", reference.name()));
-    if reference.digest().is_none() {
-        image.repo_tags.insert(name_of(reference));
-    }
+    image.repo_digests.extend(names.digests.iter().cloned());
+    image.repo_tags.extend(names.tags.iter().cloned());
     let records = Arc::clone(&images.records);
     let written = image.clone();
     spawn::blocking("write an image record", move || records.put(&written)).await?;
     let id = image.id.clone();
     let changed = lock(&images.index).put(image);
+    lock(&images.broken).remove(&id);
+    release_names(images, names).await?;
     for other in changed {
         let records = Arc::clone(&images.records);
         spawn::blocking("write an image record", move || records.put(&other)).await?;
@@ -247,4 +273,28 @@ async fn record_image(
     lock(&images.index)
         .get(&id)
         .ok_or_else(|| Failure::new(Class::Internal, format!("image {id} vanished as it came")))
+}
+
+/// Takes tags that mean another image now from images that wait to be pulled again; one that nobody can ask for
+/// any more goes.
+async fn release_names(images: &Arc<Images>, names: &Names) -> Result<(), Failure> {
+    let waiting = lock(&images.broken).all();
+    for image in waiting {
+        let mut less = StoredImage::clone(&image);
+        less.repo_tags.retain(|tag| !names.tags.contains(tag));
+        if less.repo_tags.len() == image.repo_tags.len() {
+            continue;
+        }
+        let records = Arc::clone(&images.records);
+        if less.repo_tags.is_empty() {
+            let id = less.id.clone();
+            spawn::blocking("delete an image record", move || records.delete(&id)).await?;
+            lock(&images.broken).remove(&image.id);
+        } else {
+            let written = less.clone();
+            spawn::blocking("write an image record", move || records.put(&written)).await?;
+            lock(&images.broken).put(less);
+        }
+    }
+    Ok(())
 }

@@ -1,9 +1,14 @@
 //! What the image side of the engine needs: a registry, a layer store, records.
 
 use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use axil_snapshotter::{ChainId, Digest, Lease, Roots, StagedLayer, Usage};
+use axil_snapshotter::{
+    ChainId, DamagedRecord, Depth, Digest, LayerArchive, LayerCheck, Lease, Roots, StagedLayer,
+    Usage,
+};
 use bytes::Bytes;
 
 use super::Answer;
@@ -19,6 +24,10 @@ pub trait ImageRecords: Send + Sync {
     fn delete(&self, id: &str) -> Answer<()>;
     /// Everything recorded; damaged records are named in the log and left where they are.
     fn load(&self) -> Answer<Vec<StoredImage>>;
+    /// Records that cannot be read, with the reason.
+    fn damaged(&self) -> Answer<Vec<DamagedRecord>>;
+    /// Deletes a record that cannot be read.
+    fn discard(&self, record: &DamagedRecord) -> Answer<()>;
 }
 
 /// Credentials of one pull, as the CRI gives them.
@@ -87,6 +96,10 @@ pub trait RemoteImage: Send + Sync {
     fn media_type(&self) -> &str;
     /// The document.
     fn bytes(&self) -> &[u8];
+    /// Whether what was received of a layer is worth keeping when it breaks off.
+    fn is_remote(&self) -> bool {
+        true
+    }
     /// Fetches a manifest or a configuration; size and digest are verified.
     async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>>;
     /// Streams a blob from `offset`; the size is verified, the digest is the consumer's to check.
@@ -125,10 +138,14 @@ pub trait Layers: Send + Sync {
     /// Fetches and unpacks a layer, going on where an interrupted pull stopped; answers it with the
     /// compressed bytes received now.
     async fn unpack(&self, job: LayerJob, remote: &dyn RemoteImage) -> Answer<(StagedLayer, u64)>;
-    /// Makes unpacked layers durable and visible, lowest first.
-    async fn commit(&self, staged: Vec<StagedLayer>) -> Answer<()>;
-    /// Keeps a document; durable when it returns.
-    async fn put_blob(&self, digest: &Digest, bytes: Vec<u8>) -> Answer<()>;
+    /// Makes unpacked layers, lowest first, and documents durable and visible.
+    async fn commit(
+        &self,
+        staged: Vec<StagedLayer>,
+        documents: Vec<(Digest, Vec<u8>)>,
+    ) -> Answer<()>;
+    /// Whether a document is kept.
+    fn has_blob(&self, digest: &Digest) -> bool;
     /// A document that was kept.
     async fn read_blob(&self, digest: &Digest) -> Answer<Option<Vec<u8>>>;
     /// Deletes everything that neither `roots`, nor a lease, nor a container needs; answers the bytes.
@@ -137,4 +154,35 @@ pub trait Layers: Send + Sync {
     fn size_of(&self, chains: &[ChainId]) -> u64;
     /// Bytes and inodes of everything.
     async fn usage(&self) -> Answer<Usage>;
+    /// Reads an archive of images to its end and finds what is in it.
+    async fn read_archive(&self, source: Box<dyn Read + Send>) -> Answer<Vec<ArchivedImage>>;
+    /// The archive of a committed layer, uncompressed; none when it cannot be made again.
+    fn open_archive(&self, chain: &ChainId) -> Answer<Option<LayerArchive>>;
+    /// Every layer, each after the one below it.
+    fn layers(&self) -> Vec<ChainId>;
+    /// Every document.
+    fn blobs(&self) -> Vec<Digest>;
+    /// What the store removed as unfinished when it was opened.
+    fn swept(&self) -> Vec<String>;
+    /// Compares a document with its digest; says what is wrong.
+    async fn check_blob(&self, digest: &Digest) -> Answer<Option<String>>;
+    /// Checks a layer.
+    async fn check_layer(&self, chain: &ChainId, depth: Depth) -> Answer<LayerCheck>;
+    /// What cannot be used, and what belongs to nothing.
+    async fn strays(&self) -> Answer<Vec<DamagedRecord>>;
+    /// Deletes one of those.
+    async fn discard(&self, stray: &DamagedRecord) -> Answer<()>;
+    /// Deletes a document.
+    async fn drop_blob(&self, digest: &Digest) -> Answer<()>;
+    /// Takes a layer out of use; its files stay as long as a container is on them.
+    async fn condemn(&self, chain: &ChainId) -> Answer<()>;
+}
+
+/// One image of an archive.
+#[expect(missing_debug_implementations, reason = "a trait object")]
+pub struct ArchivedImage {
+    /// Names the archive gives it, as written there.
+    pub names: Vec<String>,
+    /// Its documents and layers.
+    pub image: Arc<dyn RemoteImage>,
 }

@@ -61,6 +61,15 @@ impl Partial {
         Ok(Self { name, file, length })
     }
 
+    /// One that is gone with its descriptor; removing its name does nothing.
+    pub(crate) fn unnamed(file: File) -> Self {
+        Self {
+            name: String::new(),
+            file,
+            length: 0,
+        }
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.length
     }

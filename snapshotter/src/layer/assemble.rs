@@ -15,8 +15,10 @@ use super::moves::{self, ASIDE, MOVES, MOVES_MAX, Moves, Place};
 use super::skeleton::{END, MAGIC, PAYLOAD, RAW, SKELETON, read_number};
 use super::sparse::Segment;
 use crate::confined::{kind_of, open_beneath, open_dir, open_dir_path};
-use crate::error::shown;
-use crate::store::read_bounded;
+use crate::error::{PathError, shown};
+use crate::gc::Roots;
+use crate::snapshot::chain::ChainId;
+use crate::store::{Lease, Store, read_bounded};
 
 /// Most damaged files that are named; more are counted.
 const NAMED: usize = 32;
@@ -55,6 +57,57 @@ impl std::fmt::Debug for Assembled {
         f.debug_struct("Assembled")
             .field("total", &self.total)
             .finish_non_exhaustive()
+    }
+}
+
+/// The archive of a committed layer as it came, without compression. The layer stays while this is open.
+#[derive(Debug)]
+pub struct LayerArchive {
+    archive: Assembled,
+    size: u64,
+    _lease: Lease,
+}
+
+impl LayerArchive {
+    /// Returns the size of the archive in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Read for LayerArchive {
+    /// Reads on. The caller takes the digest: damage shows in it, if not before.
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.archive.read(out)
+    }
+}
+
+impl Store {
+    /// Opens the archive of a layer. `None` when the layer is not here or has no skeleton.
+    ///
+    /// # Errors
+    /// When its skeleton is damaged or cannot be read.
+    pub fn open_archive(&self, chain: &ChainId) -> Result<Option<LayerArchive>, PathError> {
+        let mut kept = Roots::default();
+        kept.chains.insert(chain.clone());
+        let lease = self.lease(kept);
+        let Some(layer) = self.shared.index().layers.get(chain).cloned() else {
+            return Ok(None);
+        };
+        let Some(size) = layer.archive_bytes else {
+            return Ok(None);
+        };
+        let archive = open_dir(&self.shared.snapshots, layer.id.to_string().as_bytes())
+            .and_then(|snapshot| Assembled::open(&snapshot, Tolerance::None))
+            .map_err(|source| {
+                PathError::new("open", format!("snapshots/{}/{SKELETON}", layer.id), source)
+            })?;
+        Ok(Some(LayerArchive {
+            archive,
+            size,
+            _lease: lease,
+        }))
     }
 }
 

@@ -189,6 +189,7 @@ impl Layer {
             diff_id,
             parent: parent.cloned(),
             limits: Limits::default(),
+            is_resumable: true,
         };
         Self { request, blob }
     }

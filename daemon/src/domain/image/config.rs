@@ -77,6 +77,24 @@ impl ImageConfig {
         raw.check(layers)
     }
 
+    /// Parses a config on its own, of an image that is stored.
+    ///
+    /// # Errors
+    /// As [`ImageConfig::parse`].
+    pub fn parse_any(bytes: &[u8]) -> Result<Self, ImageConfigError> {
+        #[derive(Deserialize)]
+        struct Counted {
+            rootfs: CountedLayers,
+        }
+        #[derive(Deserialize)]
+        struct CountedLayers {
+            diff_ids: Vec<serde::de::IgnoredAny>,
+        }
+        let counted: Counted =
+            serde_json::from_slice(bytes).map_err(|source| ImageConfigError::Json { source })?;
+        Self::parse(bytes, counted.rootfs.diff_ids.len())
+    }
+
     /// Returns the platform the config states.
     #[must_use]
     pub fn platform(&self) -> Platform {

@@ -109,6 +109,17 @@ impl Bundle {
         Bundle { dir, id, config }
     }
 
+    /// Puts the container into a cgroup called `name`, as the driver of this run writes it.
+    pub(crate) fn place(&mut self, name: &str) {
+        self.set("/linux/cgroupsPath", json!(cgroups_path(name)));
+    }
+
+    /// Leaves the cgroup to the runtime: for commands that are given no driver.
+    pub(crate) fn place_anywhere(&mut self) {
+        let linux = self.config["linux"].as_object_mut().unwrap();
+        linux.remove("cgroupsPath");
+    }
+
     pub(crate) fn rootfs(&self) -> PathBuf {
         self.dir.path().join("rootfs")
     }

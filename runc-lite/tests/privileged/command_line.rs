@@ -351,7 +351,8 @@ fn privileged_debug_lines_go_to_the_log_or_to_standard_error() {
     if !ready() {
         return;
     }
-    let bundle = Bundle::new("true");
+    let mut bundle = Bundle::new("true");
+    bundle.place_anywhere();
     bundle.write();
     let root = bundle.state_root();
     let mut command = Command::new(super::bundle::runtime());

@@ -259,7 +259,8 @@ fn privileged_options_that_are_refused_say_why() {
     if !ready() {
         return;
     }
-    let bundle = Bundle::new("true");
+    let mut bundle = Bundle::new("true");
+    bundle.set("/linux/cgroupsPath", json!("/x"));
     bundle.write();
     bundle
         .call(&["--systemd-cgroup", "create", &bundle.id])

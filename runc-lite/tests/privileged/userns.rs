@@ -412,7 +412,7 @@ fn privileged_on_v2_the_container_owns_its_cgroup_where_it_can_write_it() {
                                        "options": [access]})
     };
     bundle.set("/mounts/-", mount("rw"));
-    let directory = Path::new("/sys/fs/cgroup").join(&bundle.id);
+    let directory = bundle.unified().unwrap();
     let owner = |name: &str| std::fs::metadata(directory.join(name)).unwrap().uid();
     bundle.create().ok();
     assert_eq!(owner(""), FIRST + 5);

@@ -154,7 +154,8 @@ fn privileged_preserved_descriptors_arrive() {
     if !ready() {
         return;
     }
-    let bundle = Bundle::new("cat <&3");
+    let mut bundle = Bundle::new("cat <&3");
+    bundle.place_anywhere();
     fs::write(bundle.dir.path().join("three"), "third").unwrap();
     bundle.write();
     let command = format!(

@@ -225,13 +225,12 @@ fn privileged_exec_joins_no_cgroup_but_the_container_s() {
         return;
     }
     let canary = Canary::new();
-    let mut short = Bundle::new("sleep 1000");
+    let short = Bundle::new("sleep 1000");
     let mut long = Bundle::new("sleep 1000");
     let sibling = format!("{}-sibling", short.id);
-    short.set("/linux/cgroupsPath", json!(format!("/{}", short.id)));
     short.create().ok();
     short.start().ok();
-    long.set("/linux/cgroupsPath", json!(format!("/{sibling}")));
+    long.place(&sibling);
     long.create().ok();
     for bad in [
         "/../x".to_owned(),

@@ -21,8 +21,14 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     result(sent.into()).map(drop)
 }
 
+/// glibc's ptrace(2) takes an enumeration, musl's an int.
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+
 /// One ptrace(2) request without addresses into this process.
-fn trace(request: libc::c_uint, pid: i32, data: usize) -> io::Result<()> {
+fn trace(request: Request, pid: i32, data: usize) -> io::Result<()> {
     // SAFETY: the requests below take no pointer into this process; `data` is a number.
     let done = unsafe { libc::ptrace(request, pid, 0usize, data) };
     result(done).map(drop)

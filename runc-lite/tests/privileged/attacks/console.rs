@@ -140,7 +140,8 @@ fn privileged_cve_2017_5226_nothing_is_pushed_into_the_caller_s_terminal() {
         return;
     }
     let canary = Canary::new();
-    let bundle = armed(&["terminal"]);
+    let mut bundle = armed(&["terminal"]);
+    bundle.place_anywhere();
     bundle.write();
     // As at a shell: the terminal controls the session the runtime is called from.
     let script = format!(

@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+mod images;
+
+pub use images::ImageConfig;
+
 /// One key of the configuration file.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -89,7 +93,102 @@ pub const KEYS: &[Key] = &[
     key(
         "images.progress_timeout",
         "\"60s\"",
-        "A download without a byte for so long has failed.",
+        "A download without 16 KiB more for so long has failed, however large it is.",
+    ),
+    key(
+        "images.connect_timeout",
+        "\"10s\"",
+        "Longest time to reach a registry: name, connection, proxy and TLS; dial_timeout of a hosts.toml goes before.",
+    ),
+    key(
+        "images.document_timeout",
+        "\"30s\"",
+        "Longest time for one try of a manifest, configuration or token.",
+    ),
+    key(
+        "images.max_retries",
+        "4",
+        "Further tries of a request to one host, 0 to 20; progress in between starts the count anew.",
+    ),
+    key(
+        "images.retry_backoff",
+        "\"250ms\"",
+        "First pause between tries; later ones double, up to 10s.",
+    ),
+    key(
+        "images.max_retry_after",
+        "\"30s\"",
+        "Longest pause a registry may ask for (Retry-After); one that asks for more is told to the kubelet at once.",
+    ),
+    key(
+        "images.max_transfers_per_host",
+        "8",
+        "Transfers of layers from one registry host at once, 1 to 64, over all pulls.",
+    ),
+    key(
+        "images.ranges_per_layer",
+        "4",
+        "Parts of a large layer fetched at once, 1 to 16, where the registry serves ranges; 1 fetches layers whole.",
+    ),
+    key(
+        "images.range_size",
+        "\"8MiB\"",
+        "Size of such a part, 1MiB to 64MiB.",
+    ),
+    key(
+        "images.range_threshold",
+        "\"32MiB\"",
+        "Layers with less than this to fetch are fetched whole.",
+    ),
+    key(
+        "images.download_buffer",
+        "\"64MiB\"",
+        "Memory for parts that came before their turn, over all pulls, at most 4GiB.",
+    ),
+    key(
+        "images.max_redirects",
+        "10",
+        "Redirects followed for one request, 0 to 20.",
+    ),
+    key(
+        "images.max_token_size",
+        "\"256KiB\"",
+        "Largest answer of a token server, 1KiB to 4MiB.",
+    ),
+    key(
+        "images.max_document_size",
+        "\"4MiB\"",
+        "Largest manifest, index or configuration, 64KiB to 4MiB.",
+    ),
+    key(
+        "images.max_documents",
+        "32",
+        "Most documents from a reference to its image, 1 to 1024.",
+    ),
+    key(
+        "images.max_index_depth",
+        "4",
+        "Deepest chain of indexes and the manifest at its end, 1 to 16.",
+    ),
+    key(
+        "images.max_descriptors",
+        "2048",
+        "Most entries in all documents of an image, 1 to 65536.",
+    ),
+    key(
+        "images.max_layers",
+        "512",
+        "Most layers of an image, 1 to 512.",
+    ),
+    key(
+        "images.max_layer_size",
+        "\"1TiB\"",
+        "Largest compressed layer, and sum of an image's layers, at most 1TiB.",
+    ),
+    key(
+        "images.allow_nondistributable",
+        "false",
+        "Take layers marked as non-distributable if the registry itself has them; other places are never asked.",
     ),
     key(
         "cni.conf_dir",
@@ -233,19 +332,6 @@ pub struct CgroupConfig {
     pub parent: String,
 }
 
-/// `[images]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageConfig {
-    /// `certs.d` directories.
-    pub hosts_dirs: Vec<PathBuf>,
-    /// Layers at once.
-    pub max_concurrent_downloads: usize,
-    /// Stall bound.
-    #[serde(deserialize_with = "seconds")]
-    pub progress_timeout: Duration,
-}
-
 /// `[cni]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -365,12 +451,7 @@ impl Config {
         if mtu != 0 && !(1280..=65535).contains(&mtu) {
             return wrong("network.mtu", mtu.to_string(), "must be 0 or 1280 to 65535");
         }
-        let downloads = self.images.max_concurrent_downloads;
-        if !(1..=32).contains(&downloads) {
-            let value = downloads.to_string();
-            return wrong("images.max_concurrent_downloads", value, "must be 1 to 32");
-        }
-        Ok(())
+        self.images.check()
     }
 
     /// Path of the CRI socket.
@@ -555,6 +636,12 @@ mod tests {
                 "[images]\nmax_concurrent_downloads = 0",
                 "max_concurrent_downloads",
             ),
+            ("[images]\nmax_retries = 21", "images.max_retries"),
+            (
+                "[images]\nrange_size = '100KiB'",
+                "range_size = \"100KiB\": must be 1MiB",
+            ),
+            ("[images]\nmax_layers = 513", "images.max_layers"),
             ("[metrics]\nlisten = 'here'", "metrics.listen"),
             ("[network]\nbridge = 'a b'", "network.bridge"),
             ("[network]\nsubnets = ['x']", "network.subnets"),

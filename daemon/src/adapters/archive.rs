@@ -12,7 +12,9 @@ use bytes::Bytes;
 
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::layout::{self, DockerImage};
-use crate::domain::image::manifest::{Descriptor, Document, MAX_DOCUMENT_BYTES, parse_document};
+use crate::domain::image::manifest::{
+    Descriptor, Document, DocumentRules, MAX_DOCUMENT_BYTES, parse_document,
+};
 use crate::domain::image::media;
 use crate::engine::spawn::blocking;
 use crate::ports::Answer;
@@ -64,7 +66,11 @@ pub(super) fn images_of(spool: &Arc<Spool>) -> Answer<Vec<ArchivedImage>> {
 
 /// The names docker's list has for the image with this manifest: docker names a configuration by its digest.
 fn docker_names(descriptor: &Descriptor, manifest: &[u8], docker: &[DockerImage]) -> Vec<String> {
-    let Ok(Document::Manifest(manifest)) = parse_document(&descriptor.media_type, manifest) else {
+    let Ok(Document::Manifest(manifest)) = parse_document(
+        &descriptor.media_type,
+        manifest,
+        &DocumentRules::of_stored(),
+    ) else {
         return Vec::new();
     };
     let hex = manifest.config.digest.hex();

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! resolve -> source -+-> document    indexes, manifests, config: whole, verified, at most 4 MiB
-//!                    +-> blob        layers: a stream that resumes; the consumer verifies
+//!                    +-> blob        layers: an ordered stream of parts that resume; the
+//!                                    consumer verifies
 //! ```
 //!
 //! Every wait has a bound. Every byte and header of a server is hostile. Credentials stay with the
@@ -16,7 +17,7 @@ use std::time::Duration;
 use axil_snapshotter::Digest;
 use http::HeaderValue;
 
-use crate::domain::image::manifest::{Descriptor, own_media_type};
+use crate::domain::image::manifest::{Descriptor, DocumentRules, own_media_type};
 use crate::domain::image::media::{MediaType, is_generic};
 use crate::domain::image::reference::Reference;
 
@@ -33,6 +34,7 @@ mod image;
 mod origin;
 mod redact;
 mod retry;
+mod slots;
 mod source;
 mod tls;
 mod transport;
@@ -64,11 +66,24 @@ pub struct RegistryOptions {
     pub progress_timeout: Duration,
     /// Longest time for one try of a manifest, config or token.
     pub document_timeout: Duration,
-    /// Further tries after the first, per request and host. A transfer that made 1 MiB of progress
+    /// Further tries after the first, per request and host. A transfer that made 16 KiB of progress
     /// starts to count anew.
     pub max_retries: u32,
     /// The first pause between tries; later ones double, up to 10 s.
     pub retry_backoff: Duration,
+    /// Longest pause that a server may ask for; the answer of one that asks for more is reported at
+    /// once, so that the caller's own retry comes later.
+    pub max_retry_after: Duration,
+    /// Most redirects followed for one question.
+    pub max_redirects: usize,
+    /// Largest token response in bytes.
+    pub max_token_bytes: u64,
+    /// What is taken of documents.
+    pub documents: DocumentRules,
+    /// Blobs transferred from one host at once, and as many documents; 0 counts as 1.
+    pub transfers_per_host: usize,
+    /// How large blobs are fetched.
+    pub ranges: RangeOptions,
     /// The value of the `User-Agent` header; one that is no header value is replaced by `axil`.
     pub user_agent: String,
     /// The proxies to reach registries by.
@@ -84,8 +99,39 @@ impl Default for RegistryOptions {
             document_timeout: Duration::from_secs(30),
             max_retries: 4,
             retry_backoff: Duration::from_millis(250),
+            max_retry_after: Duration::from_secs(30),
+            max_redirects: 10,
+            max_token_bytes: 256 << 10,
+            documents: DocumentRules::default(),
+            transfers_per_host: 8,
+            ranges: RangeOptions::default(),
             user_agent: concat!("axil/", env!("CARGO_PKG_VERSION")).to_owned(),
             proxy: ProxyOptions::default(),
+        }
+    }
+}
+
+/// How large blobs are fetched from servers that serve ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeOptions {
+    /// Parts of one blob in flight; 1 fetches blobs whole.
+    pub per_blob: usize,
+    /// Bytes of a part, at least 1.
+    pub bytes: u64,
+    /// Bytes to fetch from which parts are used.
+    pub threshold: u64,
+    /// Memory for parts that came before their turn, in bytes, over all blobs. Where it is used up,
+    /// parts are fetched one after the other.
+    pub buffer_bytes: u64,
+}
+
+impl Default for RangeOptions {
+    fn default() -> Self {
+        Self {
+            per_blob: 4,
+            bytes: 8 << 20,
+            threshold: 32 << 20,
+            buffer_bytes: 64 << 20,
         }
     }
 }
@@ -191,6 +237,12 @@ impl Registry {
             });
         }
         Ok(found.bytes)
+    }
+
+    /// What is taken of documents.
+    #[must_use]
+    pub fn document_rules(&self) -> &DocumentRules {
+        &self.exchange.options.documents
     }
 
     /// Opens a blob of `descriptor.size` bytes at `offset`. Returns once a host has answered.

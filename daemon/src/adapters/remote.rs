@@ -4,10 +4,12 @@ use async_trait::async_trait;
 use axil_snapshotter::Digest;
 use bytes::Bytes;
 
-use super::registry::{self, Credentials, ProxyOptions, RegistryError, RegistryOptions, Resolved};
+use super::registry::{
+    self, Credentials, ProxyOptions, RangeOptions, RegistryError, RegistryOptions, Resolved,
+};
 use crate::config::ImageConfig;
 use crate::domain::failure::{Class, Failure, chain};
-use crate::domain::image::manifest::Descriptor;
+use crate::domain::image::manifest::{Descriptor, DocumentRules, MAX_DOCUMENT_BYTES};
 use crate::domain::image::reference::Reference;
 use crate::ports::Answer;
 use crate::ports::images::{BlobStream, PullAuth, Registry, RemoteImage};
@@ -30,7 +32,32 @@ impl Registries {
         };
         let options = RegistryOptions {
             hosts_dirs: config.hosts_dirs.clone(),
+            connect_timeout: config.connect_timeout,
             progress_timeout: config.progress_timeout,
+            document_timeout: config.document_timeout,
+            max_retries: config.max_retries,
+            retry_backoff: config.retry_backoff,
+            max_retry_after: config.max_retry_after,
+            max_redirects: config.max_redirects,
+            max_token_bytes: config.max_token_size,
+            documents: DocumentRules {
+                // At most 4 MiB: the table of keys says so.
+                max_document_bytes: usize::try_from(config.max_document_size)
+                    .unwrap_or(MAX_DOCUMENT_BYTES),
+                max_layers: config.max_layers,
+                max_layer_bytes: config.max_layer_size,
+                max_descriptors: config.max_descriptors,
+                max_documents: config.max_documents,
+                max_depth: config.max_index_depth,
+                nondistributable: config.allow_nondistributable,
+            },
+            transfers_per_host: config.max_transfers_per_host,
+            ranges: RangeOptions {
+                per_blob: config.ranges_per_layer,
+                bytes: config.range_size,
+                threshold: config.range_threshold,
+                buffer_bytes: config.download_buffer,
+            },
             proxy: ProxyOptions {
                 http: variable("http_proxy", "HTTP_PROXY"),
                 https: variable("https_proxy", "HTTPS_PROXY"),
@@ -93,6 +120,10 @@ impl RemoteImage for Remote {
 
     fn bytes(&self) -> &[u8] {
         &self.resolved.bytes
+    }
+
+    fn rules(&self) -> DocumentRules {
+        self.client.document_rules().clone()
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>> {

@@ -12,7 +12,7 @@ use super::images::{Images, parse_digest};
 use super::{lock, spawn};
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::config::ImageConfig;
-use crate::domain::image::manifest::{Document, own_media_type, parse_document};
+use crate::domain::image::manifest::{Document, DocumentRules, own_media_type, parse_document};
 use crate::domain::image::media::OCI_MANIFEST;
 use crate::domain::image::stored::StoredImage;
 
@@ -383,7 +383,7 @@ async fn discard_record(images: &Images, record: DamagedRecord) -> Result<(), Fa
 fn disagreement(image: &StoredImage, manifest: &[u8], config: &[u8]) -> Option<String> {
     // What a document is was the registry's to say when it was pulled, if it does not say it itself.
     let media_type = own_media_type(manifest).unwrap_or_else(|| OCI_MANIFEST.to_owned());
-    let manifest = match parse_document(&media_type, manifest) {
+    let manifest = match parse_document(&media_type, manifest, &DocumentRules::of_stored()) {
         Ok(Document::Manifest(manifest)) => manifest,
         Ok(Document::Index(_)) => return Some("its manifest is an index".to_owned()),
         Err(error) => return Some(format!("its manifest: {}", chain(&error))),

@@ -143,7 +143,7 @@ pub(super) async fn take_in(
 async fn choose_manifest(
     remote: &dyn RemoteImage,
 ) -> Result<(ImageManifest, Digest, Vec<u8>), Failure> {
-    let mut walk = Walk::new(Platform::host());
+    let mut walk = Walk::new(Platform::host(), remote.rules());
     let mut digest = remote.digest().clone();
     let mut media_type = remote.media_type().to_owned();
     let mut bytes = remote.bytes().to_vec();

@@ -12,7 +12,7 @@ use axil_snapshotter::{
 use bytes::Bytes;
 
 use super::Answer;
-use crate::domain::image::manifest::{Descriptor, LayerDescriptor};
+use crate::domain::image::manifest::{Descriptor, DocumentRules, LayerDescriptor};
 use crate::domain::image::reference::Reference;
 use crate::domain::image::stored::StoredImage;
 
@@ -99,6 +99,10 @@ pub trait RemoteImage: Send + Sync {
     /// Whether what was received of a layer is worth keeping when it breaks off.
     fn is_remote(&self) -> bool {
         true
+    }
+    /// What is taken of the image's documents.
+    fn rules(&self) -> DocumentRules {
+        DocumentRules::default()
     }
     /// Fetches a manifest or a configuration; size and digest are verified.
     async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>>;

@@ -20,8 +20,6 @@ use super::origin::{Origin, Scheme, Target, encoded};
 use super::redact::{Secret, shown};
 use super::source::{Host, Source};
 
-/// Largest token response, in bytes.
-const MAX_TOKEN_BYTES: u64 = 256 << 10;
 /// Longest value of a challenge that is sent to the realm, in bytes.
 const MAX_PARAMETER_BYTES: usize = 2048;
 /// Life of a token whose response names none (distribution's token specification).
@@ -193,7 +191,7 @@ impl Exchange {
             let response = self
                 .accepted(source, None, response, &[StatusCode::OK])
                 .await?;
-            read_limited(response, MAX_TOKEN_BYTES).await
+            read_limited(response, self.options.max_token_bytes).await
         };
         let bytes = tokio::time::timeout(wait, fetch)
             .await

@@ -12,7 +12,7 @@ use super::exchange::{Ask, Exchange, content_length, header, read_limited};
 use super::hosts::HostConfig;
 use super::retry::Retry;
 use super::source::{Host, Source};
-use crate::domain::image::manifest::{Descriptor, MAX_DOCUMENT_BYTES};
+use crate::domain::image::manifest::Descriptor;
 use crate::domain::image::media::{ACCEPTED_MANIFESTS, MediaType, without_parameters};
 
 /// The digest of a manifest as the registry states it.
@@ -141,7 +141,9 @@ impl Exchange {
         question: &Question,
         has_next: bool,
     ) -> Result<(Digest, String, Vec<u8>), Problem> {
-        let mut retry = Retry::new(self.options.max_retries, self.options.retry_backoff);
+        let mut retry = Retry::new(&self.options);
+        // Order: before the clock of a try starts, which must not run while others are served.
+        let _slot = self.slots.for_document(&host.config.origin).await;
         let wait = self.options.document_timeout;
         loop {
             let once = self.document_once(source, host, question);
@@ -188,11 +190,10 @@ impl Exchange {
         {
             return Err(Problem::Size { expected, found });
         }
-        let limit = question.size.unwrap_or(MAX_DOCUMENT_BYTES as u64);
-        if limit > MAX_DOCUMENT_BYTES as u64 {
-            return Err(Problem::TooLarge {
-                limit: MAX_DOCUMENT_BYTES as u64,
-            });
+        let most = self.options.documents.max_document_bytes as u64;
+        let limit = question.size.unwrap_or(most);
+        if limit > most {
+            return Err(Problem::TooLarge { limit: most });
         }
         let bytes = match (read_limited(response, limit).await, question.size) {
             (Err(Problem::TooLarge { limit }), Some(expected)) => {

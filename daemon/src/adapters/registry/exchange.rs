@@ -20,10 +20,9 @@ use super::challenge::challenges;
 use super::error::Problem;
 use super::origin::{Scheme, Target};
 use super::redact::scrubbed;
+use super::slots::Slots;
 use super::source::{Host, Source};
 
-/// Most redirects followed for one question.
-const MAX_REDIRECTS: usize = 10;
 /// Most bytes read of an error's body.
 const MAX_DETAIL_BYTES: u64 = 16 << 10;
 /// How long the body of an error is waited for.
@@ -36,6 +35,7 @@ const FIRST_RESERVATION: u64 = 64 << 10;
 pub(super) struct Exchange {
     pub(super) options: RegistryOptions,
     pub(super) authorizations: Authorizations,
+    pub(super) slots: Slots,
     user_agent: HeaderValue,
 }
 
@@ -56,6 +56,7 @@ pub(super) struct Answer {
 impl Exchange {
     pub(super) fn new(options: RegistryOptions, user_agent: HeaderValue) -> Self {
         Self {
+            slots: Slots::new(options.transfers_per_host, options.ranges.buffer_bytes),
             options,
             authorizations: Authorizations::default(),
             user_agent,
@@ -114,7 +115,8 @@ impl Exchange {
     ) -> Result<Answer, Problem> {
         let first = target.origin.clone();
         let mut is_own = true;
-        for _ in 0..=MAX_REDIRECTS {
+        let max = self.options.max_redirects;
+        for _ in 0..=max {
             let mut request = self.request(Method::GET, &target, Bytes::new())?;
             for (name, value) in &ask.headers {
                 if is_own || *name != AUTHORIZATION {
@@ -137,7 +139,7 @@ impl Exchange {
             target = next;
         }
         Err(Problem::Redirect {
-            reason: format!("more than {MAX_REDIRECTS} in a row"),
+            reason: format!("more than {max} in a row"),
         })
     }
 

@@ -60,7 +60,7 @@ impl Registry {
             mirror,
             source,
         } = self.resolve(reference, credentials).await?;
-        let mut walk = Walk::new(platform.clone());
+        let mut walk = Walk::new(platform.clone(), self.exchange.options.documents.clone());
         let mut documents = vec![FetchedDocument {
             descriptor: Descriptor {
                 media_type,

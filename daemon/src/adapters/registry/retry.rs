@@ -4,28 +4,28 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
+use super::RegistryOptions;
 use super::error::Problem;
 
 /// Longest pause between two tries of our own choice.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// Longest pause that a server may ask for; one that asks for more has its answer reported at
-/// once, so that the caller's own retry comes later.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// The tries of one request to one host.
 #[derive(Debug, Clone)]
 pub(super) struct Retry {
     max: u32,
     base: Duration,
+    max_asked: Duration,
     failures: u32,
 }
 
 impl Retry {
-    /// Allows `max` further tries after the first; the first pause is about `base`.
-    pub(super) fn new(max: u32, base: Duration) -> Self {
+    /// Allows the further tries of the options.
+    pub(super) fn new(options: &RegistryOptions) -> Self {
         Self {
-            max,
-            base,
+            max: options.max_retries,
+            base: options.retry_backoff,
+            max_asked: options.max_retry_after,
             failures: 0,
         }
     }
@@ -47,7 +47,7 @@ impl Retry {
             _ => None,
         };
         match asked {
-            Some(asked) if asked > MAX_RETRY_AFTER => None,
+            Some(asked) if asked > self.max_asked => None,
             Some(asked) => Some(asked.max(jittered(self.base))),
             None => Some(jittered(doubled.min(MAX_BACKOFF))),
         }
@@ -66,6 +66,14 @@ mod tests {
 
     use super::*;
 
+    fn thrice() -> Retry {
+        Retry::new(&RegistryOptions {
+            max_retries: 3,
+            retry_backoff: Duration::from_millis(100),
+            ..RegistryOptions::default()
+        })
+    }
+
     fn busy(retry_after: Option<u64>) -> Problem {
         Problem::Status {
             status: StatusCode::TOO_MANY_REQUESTS,
@@ -76,7 +84,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end() {
-        let mut retry = Retry::new(3, Duration::from_millis(100));
+        let mut retry = thrice();
         let pauses: Vec<_> = std::iter::from_fn(|| retry.pause(&busy(None))).collect();
         assert_eq!(pauses.len(), 3);
         assert!(pauses[2] >= Duration::from_millis(200) && pauses[2] <= Duration::from_millis(400));
@@ -86,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_server_may_ask_for_a_bounded_pause() {
-        let mut retry = Retry::new(3, Duration::from_millis(100));
+        let mut retry = thrice();
         assert_eq!(retry.pause(&busy(Some(7))), Some(Duration::from_secs(7)));
         assert!(retry.pause(&busy(Some(0))).unwrap() >= Duration::from_millis(50));
         assert_eq!(retry.pause(&busy(Some(3600))), None);
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn what_stays_wrong_is_not_tried_again() {
-        let mut retry = Retry::new(3, Duration::from_millis(100));
+        let mut retry = thrice();
         let gone = Problem::NotFound {
             detail: String::new(),
         };

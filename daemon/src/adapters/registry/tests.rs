@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod documents;
 mod fixture;
+mod parts;
 mod real;
 mod server;
 mod tls;

@@ -1,7 +1,8 @@
 //! Image manifests and indexes, OCI and Docker schema 2: hostile JSON in, checked values out.
 //! Fetching them is the registry's part; unpacking layers is the snapshotter's.
 //!
-//! Annotations, embedded data and foreign URLs of descriptors are not even read.
+//! Annotations, embedded data and foreign URLs of descriptors are not even read, nor is the
+//! `subject` by which a document refers to another one.
 
 use std::collections::BTreeSet;
 
@@ -27,6 +28,51 @@ pub const MAX_LAYERS: usize = 512;
 pub const MAX_DESCRIPTORS: usize = 2048;
 /// Largest compressed layer, and largest sum of the layers of an image, in bytes.
 pub const MAX_LAYER_BYTES: u64 = 1 << 40;
+/// What is taken of documents: the operator's limits (`[images]` of the configuration).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DocumentRules {
+    /// Largest document in bytes, at most [`MAX_DOCUMENT_BYTES`].
+    pub max_document_bytes: usize,
+    /// Most layers of one image, at most [`MAX_LAYERS`].
+    pub max_layers: usize,
+    /// Largest compressed layer, and largest sum of an image's layers, in bytes, at most
+    /// [`MAX_LAYER_BYTES`].
+    pub max_layer_bytes: u64,
+    /// Most descriptors in all documents of one image together.
+    pub max_descriptors: usize,
+    /// Most documents between a reference and its image.
+    pub max_documents: usize,
+    /// Deepest chain of documents: one less are indexes.
+    pub max_depth: usize,
+    /// Non-distributable layers are taken if the registry itself has them.
+    pub nondistributable: bool,
+}
+
+impl DocumentRules {
+    /// The rules for documents that were taken once, whatever the operator's limits were then.
+    #[must_use]
+    pub fn of_stored() -> Self {
+        Self {
+            nondistributable: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for DocumentRules {
+    fn default() -> Self {
+        Self {
+            max_document_bytes: MAX_DOCUMENT_BYTES,
+            max_layers: MAX_LAYERS,
+            max_layer_bytes: MAX_LAYER_BYTES,
+            max_descriptors: MAX_DESCRIPTORS,
+            max_documents: 32,
+            max_depth: 4,
+            nondistributable: false,
+        }
+    }
+}
+
 /// Most platforms that an error lists.
 const SHOWN_PLATFORMS: usize = 16;
 
@@ -111,19 +157,23 @@ impl Document {
     }
 }
 
-/// Parses a manifest or index. `content_type` is what the registry (or the parent's descriptor)
-/// says of the bytes; a generic or empty one leaves the decision to the document's own
+/// Parses a manifest or index under `rules`. `content_type` is what the registry (or the parent's
+/// descriptor) says of the bytes; a generic or empty one leaves the decision to the document's own
 /// `mediaType`.
 ///
 /// # Errors
 /// A document that can be read in two ways, a schema 1 manifest, an OCI artifact, a layer that
 /// cannot be unpacked, a value out of its limits: each names the field.
-pub fn parse_document(content_type: &str, bytes: &[u8]) -> Result<Document, ManifestError> {
-    if bytes.len() > MAX_DOCUMENT_BYTES {
+pub fn parse_document(
+    content_type: &str,
+    bytes: &[u8],
+    rules: &DocumentRules,
+) -> Result<Document, ManifestError> {
+    if bytes.len() > rules.max_document_bytes {
         return Err(ManifestError::TooLarge {
             field: "document".into(),
             found: bytes.len() as u64,
-            limit: MAX_DOCUMENT_BYTES as u64,
+            limit: rules.max_document_bytes as u64,
         });
     }
     let content_type = media::without_parameters(content_type);
@@ -132,7 +182,7 @@ pub fn parse_document(content_type: &str, bytes: &[u8]) -> Result<Document, Mani
     }
     let raw: RawDocument =
         serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { source })?;
-    raw.check(&content_type)
+    raw.check(&content_type, rules)
 }
 
 /// Returns what a document itself says it is, for a server whose content type says nothing. The
@@ -155,6 +205,7 @@ pub fn own_media_type(bytes: &[u8]) -> Option<String> {
 struct RawDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
+    artifact_type: Option<String>,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
@@ -183,7 +234,7 @@ struct RawPlatform {
 }
 
 impl RawDocument {
-    fn check(self, content_type: &str) -> Result<Document, ManifestError> {
+    fn check(self, content_type: &str, rules: &DocumentRules) -> Result<Document, ManifestError> {
         if self.schema_version == Some(1) || self.fs_layers.is_some() {
             let MediaType::Refused(reason) =
                 MediaType::of("application/vnd.docker.distribution.manifest.v1+json")
@@ -199,8 +250,8 @@ impl RawDocument {
             });
         }
         match kind {
-            MediaType::Index(_) => self.into_index(),
-            _ => self.into_manifest(),
+            MediaType::Index(_) => self.into_index(rules),
+            _ => self.into_manifest(rules),
         }
     }
 
@@ -230,7 +281,7 @@ impl RawDocument {
             MediaType::Manifest(_) => false,
             MediaType::Index(_) => true,
             MediaType::Refused(reason) => return Err(refused("mediaType", stated, reason)),
-            MediaType::Config | MediaType::Layer(_) | MediaType::Other => {
+            MediaType::Config | MediaType::Layer(_) | MediaType::Foreign(_) | MediaType::Other => {
                 return Err(refused("mediaType", stated, "no image manifest or index"));
             }
         };
@@ -258,11 +309,11 @@ impl RawDocument {
         })
     }
 
-    fn into_index(self) -> Result<Document, ManifestError> {
+    fn into_index(self, rules: &DocumentRules) -> Result<Document, ManifestError> {
         let raw = self.manifests.ok_or(ManifestError::Missing {
             field: "manifests".into(),
         })?;
-        limit("manifests", raw.len(), MAX_DESCRIPTORS)?;
+        limit("manifests", raw.len(), rules.max_descriptors)?;
         let mut entries = Vec::with_capacity(raw.len());
         for (index, mut raw) in raw.into_iter().enumerate() {
             let platform = raw.platform.take().map(Platform::from);
@@ -275,35 +326,36 @@ impl RawDocument {
         Ok(Document::Index(entries))
     }
 
-    fn into_manifest(self) -> Result<Document, ManifestError> {
+    fn into_manifest(self, rules: &DocumentRules) -> Result<Document, ManifestError> {
         let missing = |field: &str| ManifestError::Missing {
             field: field.into(),
         };
         let config = self.config.ok_or_else(|| missing("config"))?;
-        let config = config.check("config", MAX_DOCUMENT_BYTES as u64)?;
+        let config = config.check("config", rules.max_document_bytes as u64)?;
         if MediaType::of(&config.media_type) != MediaType::Config {
-            return Err(refused(
-                "config.mediaType",
-                &config.media_type,
-                "an OCI artifact, not an image",
-            ));
+            // The image specification, "Guidelines for Artifact Usage": with an empty config the
+            // field artifactType says what it is.
+            let (field, media_type) = match self.artifact_type.as_deref() {
+                Some(artifact) if !artifact.is_empty() => ("artifactType", artifact),
+                _ => ("config.mediaType", config.media_type.as_str()),
+            };
+            return Err(refused(field, media_type, "an OCI artifact, not an image"));
         }
         let raw = self.layers.ok_or_else(|| missing("layers"))?;
-        limit("layers", raw.len(), MAX_LAYERS)?;
+        limit("layers", raw.len(), rules.max_layers)?;
         let mut layers = Vec::with_capacity(raw.len());
         let mut total = 0u64;
         for (index, raw) in raw.into_iter().enumerate() {
             let field = format!("layers[{index}]");
-            let layer = raw.check(&field, MAX_LAYER_BYTES)?;
-            // At most 512 sizes of at most 2^40: the sum cannot wrap.
-            total += layer.size;
-            layers.push(layer.into_layer(&field)?);
+            let layer = raw.check(&field, rules.max_layer_bytes)?;
+            total = total.saturating_add(layer.size);
+            layers.push(layer.into_layer(&field, rules)?);
         }
-        if total > MAX_LAYER_BYTES {
+        if total > rules.max_layer_bytes {
             return Err(ManifestError::TooLarge {
                 field: "sum of layers".into(),
                 found: total,
-                limit: MAX_LAYER_BYTES,
+                limit: rules.max_layer_bytes,
             });
         }
         Ok(Document::Manifest(ImageManifest { config, layers }))
@@ -342,10 +394,20 @@ impl RawDescriptor {
 }
 
 impl Descriptor {
-    fn into_layer(self, field: &str) -> Result<LayerDescriptor, ManifestError> {
+    fn into_layer(
+        self,
+        field: &str,
+        rules: &DocumentRules,
+    ) -> Result<LayerDescriptor, ManifestError> {
         let field = format!("{field}.mediaType");
         let compression = match MediaType::of(&self.media_type) {
             MediaType::Layer(compression) => compression,
+            MediaType::Foreign(compression) if rules.nondistributable => compression,
+            MediaType::Foreign(_) => {
+                let reason = "a non-distributable layer, which images.allow_nondistributable \
+                              would take from the registry";
+                return Err(refused(&field, &self.media_type, reason));
+            }
             MediaType::Refused(reason) => return Err(refused(&field, &self.media_type, reason)),
             MediaType::Manifest(_) | MediaType::Index(_) | MediaType::Config | MediaType::Other => {
                 return Err(refused(&field, &self.media_type, "no known layer type"));

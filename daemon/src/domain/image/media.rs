@@ -54,6 +54,9 @@ pub enum MediaType {
     Config,
     /// A layer that can be unpacked.
     Layer(Compression),
+    /// A layer that its licence keeps out of registries, as it was written before 2023; some hold it
+    /// anyway. It can be unpacked.
+    Foreign(Compression),
     /// A type that is known and not taken; the text says why.
     Refused(&'static str),
     /// Anything else.
@@ -77,6 +80,17 @@ impl MediaType {
             | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Self::Layer(Compression::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
             | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Self::Layer(Compression::Zstd),
+            "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => {
+                Self::Foreign(Compression::None)
+            }
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
+                Self::Foreign(Compression::Gzip)
+            }
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd" => {
+                Self::Foreign(Compression::Zstd)
+            }
             "application/vnd.docker.distribution.manifest.v1+json"
             | "application/vnd.docker.distribution.manifest.v1+prettyjws" => {
                 Self::Refused("a schema 1 manifest; push the image again with a current tool")
@@ -145,8 +159,8 @@ mod tests {
             "application/vnd.oci.image.layer.v1.erofs",
             "application/vnd.erofs.layer.v1",
             "application/vnd.oci.image.layer.squashfs",
-            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip+encrypted",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.xz",
             "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
         ] {
             assert!(

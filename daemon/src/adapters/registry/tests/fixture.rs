@@ -104,13 +104,12 @@ pub(super) fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
 
 /// Answers with a body or the range of it that was asked for.
 pub(super) fn ranged(body: &[u8], seen: &Seen) -> Reply {
-    match seen.range_start() {
-        None => reply(200, &[], body),
-        Some(start) => {
-            let range = format!("bytes {start}-{}/{}", body.len() - 1, body.len());
-            reply(206, &[("content-range", &range)], &body[start..])
-        }
-    }
+    let Some(start) = seen.range_start() else {
+        return reply(200, &[], body);
+    };
+    let end = seen.range().map_or(body.len(), |range| range.end);
+    let range = format!("bytes {start}-{}/{}", end - 1, body.len());
+    reply(206, &[("content-range", &range)], &body[start..end])
 }
 
 /// Short bounds, no configuration.

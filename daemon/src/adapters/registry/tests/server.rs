@@ -26,6 +26,15 @@ impl Seen {
         self.headers.get(name).map(String::as_str)
     }
 
+    /// The bytes asked for by a range request with an end, as `start..end`.
+    pub(super) fn range(&self) -> Option<std::ops::Range<usize>> {
+        let (start, last) = self
+            .header("range")?
+            .strip_prefix("bytes=")?
+            .split_once('-')?;
+        Some(start.parse().ok()?..last.parse::<usize>().ok()? + 1)
+    }
+
     /// The first byte asked for by a range request.
     pub(super) fn range_start(&self) -> Option<usize> {
         let range = self.header("range")?.strip_prefix("bytes=")?;

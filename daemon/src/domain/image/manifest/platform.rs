@@ -16,10 +16,10 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Returns the platform this program was built for, at its base variant.
+    /// Returns the platform this program was built for, at the variant of this processor.
     #[must_use]
     pub fn host() -> Self {
-        Self::new("linux", std::env::consts::ARCH, None)
+        Self::new("linux", std::env::consts::ARCH, processor_variant())
     }
 
     /// Makes a platform; common aliases of architectures are replaced by Go's names.
@@ -40,9 +40,23 @@ impl Platform {
     }
 
     /// Returns how far an image for `other` is from this machine: 0 is exact, more is an older
-    /// variant, `None` cannot run.
+    /// variant, then come those of the 32-bit architecture below; `None` cannot run.
     #[must_use]
     pub fn distance(&self, other: &Self) -> Option<u32> {
+        let own = self.distance_within(other);
+        own.or_else(|| Some(self.below()?.distance_within(other)? + BELOW))
+    }
+
+    /// Returns the 32-bit platform that processors of this one run as well.
+    fn below(&self) -> Option<Self> {
+        match self.architecture.as_str() {
+            "amd64" => Some(Self::new(&self.os, "386", None)),
+            "arm64" => Some(Self::new(&self.os, "arm", Some("v8"))),
+            _ => None,
+        }
+    }
+
+    fn distance_within(&self, other: &Self) -> Option<u32> {
         if self.os != other.os || self.architecture != other.architecture {
             return None;
         }
@@ -56,8 +70,10 @@ impl Platform {
     #[must_use]
     pub fn accepts_config(&self, other: &Self) -> bool {
         let os = other.os.is_empty() || other.os == self.os;
-        let architecture = other.architecture.is_empty() || other.architecture == self.architecture;
-        os && architecture
+        let below = self.below();
+        let mut runs = [Some(self), below.as_ref()].into_iter().flatten();
+        os && (other.architecture.is_empty()
+            || runs.any(|platform| platform.architecture == other.architecture))
     }
 
     fn variant(&self) -> &str {
@@ -69,6 +85,48 @@ impl Platform {
             (None, _) => "",
         }
     }
+}
+
+/// Distance of the 32-bit architecture, above that of every variant.
+const BELOW: u32 = 1 << 20;
+
+/// Returns which of the x86-64 psABI's levels this processor has.
+#[cfg(target_arch = "x86_64")]
+fn processor_variant() -> Option<&'static str> {
+    use std::arch::is_x86_feature_detected as has;
+    let v2 = has!("cmpxchg16b")
+        && has!("popcnt")
+        && has!("sse3")
+        && has!("ssse3")
+        && has!("sse4.1")
+        && has!("sse4.2");
+    let v3 = v2
+        && has!("avx")
+        && has!("avx2")
+        && has!("bmi1")
+        && has!("bmi2")
+        && has!("f16c")
+        && has!("fma")
+        && has!("lzcnt")
+        && has!("movbe");
+    let v4 = v3
+        && has!("avx512f")
+        && has!("avx512bw")
+        && has!("avx512cd")
+        && has!("avx512dq")
+        && has!("avx512vl");
+    match (v2, v3, v4) {
+        (_, _, true) => Some("v4"),
+        (_, true, _) => Some("v3"),
+        (true, _, _) => Some("v2"),
+        _ => None,
+    }
+}
+
+/// Other architectures are taken at their base variant.
+#[cfg(not(target_arch = "x86_64"))]
+fn processor_variant() -> Option<&'static str> {
+    None
 }
 
 /// Orders variants: `v8` is 800, `v8.2` is 802.

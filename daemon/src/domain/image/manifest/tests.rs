@@ -40,7 +40,8 @@ fn index(entries: Vec<Value>) -> Value {
 }
 
 fn parse(content_type: &str, document: &Value) -> Result<Document, ManifestError> {
-    parse_document(content_type, document.to_string().as_bytes())
+    let rules = DocumentRules::default();
+    parse_document(content_type, document.to_string().as_bytes(), &rules)
 }
 
 fn refuse(content_type: &str, document: &Value, class: Class, words: &str) {
@@ -118,7 +119,7 @@ fn cve_2021_41190_documents_with_two_readings_are_refused() {
     );
     let twice =
         format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[],"manifests":[]}}"#);
-    let error = parse_document(OCI_INDEX, twice.as_bytes()).unwrap_err();
+    let error = parse_document(OCI_INDEX, twice.as_bytes(), &DocumentRules::default()).unwrap_err();
     assert!(error.to_string().contains("duplicate field"), "{error}");
     for (field, value) in [("schemaVersion", json!(3)), ("blobs", json!([]))] {
         let mut odd = manifest(vec![]);
@@ -237,11 +238,14 @@ fn counts_and_sums_are_bounded() {
         Class::Exhausted,
         "sum of layers",
     );
-    let error = parse_document("", &vec![b' '; MAX_DOCUMENT_BYTES + 1]).unwrap_err();
+    let rules = DocumentRules::default();
+    let error = parse_document("", &vec![b' '; MAX_DOCUMENT_BYTES + 1], &rules).unwrap_err();
     assert_eq!(error.class(), Class::Exhausted);
     let deep = format!("{{\"x\":{}", "[".repeat(100_000));
     assert_eq!(
-        parse_document("", deep.as_bytes()).unwrap_err().class(),
+        parse_document("", deep.as_bytes(), &rules)
+            .unwrap_err()
+            .class(),
         Class::InvalidArgument
     );
 }
@@ -249,7 +253,7 @@ fn counts_and_sums_are_bounded() {
 fn walk(documents: &[Value], platform: Platform) -> Result<Digest, ManifestError> {
     let bodies: Vec<String> = documents.iter().map(Value::to_string).collect();
     let find = |digest: &Digest| bodies.iter().find(|body| digest.matches(body.as_bytes()));
-    let mut walk = Walk::new(platform);
+    let mut walk = Walk::new(platform, DocumentRules::default());
     let mut digest = Digest::sha256_of(bodies[0].as_bytes());
     loop {
         let body = find(&digest).expect("a known document");
@@ -297,6 +301,112 @@ fn the_walk_prefers_the_exact_platform() {
     assert!(error.to_string().contains("linux/riscv64"), "{error}");
     assert!(
         error.to_string().contains("linux/arm64/v8, windows/amd64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn older_variants_and_the_architecture_below_are_fallbacks() {
+    let check = |own: (&str, Option<&str>), other: (&str, Option<&str>), runs: bool| {
+        let machine = Platform::new("linux", own.0, own.1);
+        let other = Platform::new("linux", other.0, other.1);
+        assert_eq!(
+            machine.distance(&other).is_some(),
+            runs,
+            "{machine} {other}"
+        );
+        assert_eq!(
+            machine.accepts_config(&Platform::new("linux", &other.architecture, None)),
+            runs || own.0 == other.architecture
+        );
+    };
+    check(("amd64", Some("v2")), ("amd64", Some("v3")), false);
+    check(("amd64", Some("v3")), ("amd64", None), true);
+    check(("amd64", None), ("386", None), true);
+    check(("386", None), ("amd64", None), false);
+    check(("arm64", None), ("arm", Some("v6")), true);
+    check(("arm64", None), ("arm64", Some("v9")), false);
+    check(("arm", Some("v6")), ("arm", Some("v7")), false);
+    check(("riscv64", None), ("386", None), false);
+    // Whatever variant is its own, it is nearer than the architecture below.
+    let images: Vec<Value> = (0..3).map(|n| manifest(vec![layer(GZIP); n])).collect();
+    let id = |n: usize| Digest::sha256_of(images[n].to_string().as_bytes());
+    let entries = [
+        on(pointing_to(&images[0]), "linux", "arm", Some("v7")),
+        on(pointing_to(&images[1]), "linux", "arm", Some("v5")),
+        on(pointing_to(&images[2]), "linux", "arm64", None),
+    ];
+    let mut all = vec![index(entries.to_vec())];
+    all.extend(images.iter().cloned());
+    let machine = Platform::new("linux", "arm64", Some("v9"));
+    assert_eq!(walk(&all, machine.clone()).unwrap(), id(2));
+    all[0] = index(entries[..2].to_vec());
+    assert_eq!(walk(&all, machine).unwrap(), id(0));
+    assert_eq!(Platform::host().distance(&Platform::host()), Some(0));
+}
+
+#[test]
+fn artifacts_are_named_and_subjects_are_not_followed() {
+    let mut document = manifest(vec![]);
+    document["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json");
+    document["artifactType"] = json!("application/vnd.example.sbom");
+    refuse(
+        OCI_MANIFEST,
+        &document,
+        Class::Unsupported,
+        "\"artifactType\": \"application/vnd.example.sbom\" is not supported: an OCI artifact",
+    );
+    let mut document = manifest(vec![layer(GZIP)]);
+    document["subject"] = json!({"mediaType": OCI_MANIFEST, "digest": digest(9), "size": 3});
+    assert!(parse(OCI_MANIFEST, &document).is_ok());
+}
+
+#[test]
+fn the_operators_rules_decide() {
+    let parse = |document: &Value, rules: &DocumentRules| {
+        parse_document("", document.to_string().as_bytes(), rules)
+    };
+    let foreign = manifest(vec![layer(
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    )]);
+    let error = parse(&foreign, &DocumentRules::default()).unwrap_err();
+    assert_eq!(error.class(), Class::Unsupported);
+    assert!(
+        error.to_string().contains("images.allow_nondistributable"),
+        "{error}"
+    );
+    let rules = DocumentRules {
+        nondistributable: true,
+        ..DocumentRules::default()
+    };
+    assert!(parse(&foreign, &rules).is_ok());
+    let tight = DocumentRules {
+        max_document_bytes: 1000,
+        max_layers: 1,
+        max_layer_bytes: 9,
+        max_descriptors: 1,
+        max_documents: 1,
+        max_depth: 1,
+        nondistributable: false,
+    };
+    for (document, words) in [
+        (manifest(vec![layer(GZIP); 2]), "layers"),
+        (manifest(vec![layer(GZIP)]), "9"),
+        (index(vec![entry(1, None); 2]), "manifests"),
+        (manifest(vec![layer(GZIP); 20]), "document"),
+    ] {
+        let error = parse(&document, &tight).unwrap_err();
+        assert_eq!(error.class(), Class::Exhausted, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let image = manifest(vec![]);
+    let top = index(vec![pointing_to(&image)]);
+    let mut walk = Walk::new(Platform::host(), tight);
+    let error = walk
+        .accept(&Digest::sha256_of(b"x"), "", top.to_string().as_bytes())
+        .unwrap_err();
+    assert!(
+        matches!(error, ManifestError::TooDeep { limit: 1 }),
         "{error}"
     );
 }
@@ -351,8 +461,9 @@ fn attestations_and_artifacts_in_an_index_are_passed_over() {
 proptest! {
     #[test]
     fn noise_never_panics(text in "\\PC*", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = parse_document(OCI_MANIFEST, text.as_bytes());
-        let _ = parse_document(&text, &bytes);
+        let rules = DocumentRules::default();
+        let _ = parse_document(OCI_MANIFEST, text.as_bytes(), &rules);
+        let _ = parse_document(&text, &bytes, &rules);
     }
 
     #[test]

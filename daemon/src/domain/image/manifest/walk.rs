@@ -8,21 +8,18 @@ use axil_snapshotter::Digest;
 
 use super::super::media::MediaType;
 use super::{
-    Descriptor, Document, ImageManifest, IndexEntry, MAX_DESCRIPTORS, MAX_DOCUMENT_BYTES,
-    ManifestError, Platform, limit, listed, parse_document,
+    Descriptor, Document, DocumentRules, ImageManifest, IndexEntry, ManifestError, Platform, limit,
+    listed, parse_document,
 };
 
-/// Deepest chain of documents: three indexes and a manifest.
-const MAX_DEPTH: usize = 4;
-/// Most documents of one walk.
-const MAX_DOCUMENTS: usize = 32;
-/// Most bytes of all documents of one walk.
-const MAX_WALK_BYTES: u64 = 16 << 20;
+/// Most bytes of all documents of one walk, in documents of the largest size: an index, a nested
+/// one, and two to choose from.
+const MAX_WALK_DOCUMENTS: u64 = 4;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Fetch this document, at most [`MAX_DOCUMENT_BYTES`], and hand it to [`Walk::accept`].
+    /// Fetch this document, at most as large as the rules allow, and hand it to [`Walk::accept`].
     Fetch(Descriptor),
     /// The walk is over: this is the image.
     Image {
@@ -37,6 +34,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Walk {
     platform: Platform,
+    rules: DocumentRules,
     depth: usize,
     documents: usize,
     descriptors: usize,
@@ -48,11 +46,13 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Starts a walk for `platform`; the first document to accept is the one the reference names.
+    /// Starts a walk for `platform` under `rules`; the first document to accept is the one the
+    /// reference names.
     #[must_use]
-    pub fn new(platform: Platform) -> Self {
+    pub fn new(platform: Platform, rules: DocumentRules) -> Self {
         Self {
             platform,
+            rules,
             depth: 1,
             documents: 0,
             descriptors: 0,
@@ -75,19 +75,20 @@ impl Walk {
         bytes: &[u8],
     ) -> Result<Step, ManifestError> {
         self.documents += 1;
-        limit("documents", self.documents, MAX_DOCUMENTS)?;
+        limit("documents", self.documents, self.rules.max_documents)?;
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
-        if self.bytes > MAX_WALK_BYTES {
+        let max_bytes = self.rules.max_document_bytes as u64 * MAX_WALK_DOCUMENTS;
+        if self.bytes > max_bytes {
             return Err(ManifestError::TooLarge {
                 field: "documents".into(),
                 found: self.bytes,
-                limit: MAX_WALK_BYTES,
+                limit: max_bytes,
             });
         }
         self.seen.insert(digest.clone());
-        let document = parse_document(media_type, bytes)?;
+        let document = parse_document(media_type, bytes, &self.rules)?;
         self.descriptors += document.descriptors();
-        limit("descriptors", self.descriptors, MAX_DESCRIPTORS)?;
+        limit("descriptors", self.descriptors, self.rules.max_descriptors)?;
         match document {
             Document::Manifest(manifest) => Ok(Step::Image {
                 digest: digest.clone(),
@@ -130,7 +131,11 @@ impl Walk {
             (MediaType::Index(_), None) => Some((2, 0)),
             (MediaType::Manifest(_), None) => Some((3, 0)),
             (
-                MediaType::Config | MediaType::Layer(_) | MediaType::Refused(_) | MediaType::Other,
+                MediaType::Config
+                | MediaType::Layer(_)
+                | MediaType::Foreign(_)
+                | MediaType::Refused(_)
+                | MediaType::Other,
                 _,
             ) => None,
         }
@@ -141,14 +146,16 @@ impl Walk {
             if self.seen.contains(&descriptor.digest) {
                 continue;
             }
-            if depth > MAX_DEPTH {
-                return Err(ManifestError::TooDeep { limit: MAX_DEPTH });
+            if depth > self.rules.max_depth {
+                let limit = self.rules.max_depth;
+                return Err(ManifestError::TooDeep { limit });
             }
-            if descriptor.size > MAX_DOCUMENT_BYTES as u64 {
+            let max_bytes = self.rules.max_document_bytes as u64;
+            if descriptor.size > max_bytes {
                 return Err(ManifestError::TooLarge {
                     field: format!("manifests: {}", descriptor.digest),
                     found: descriptor.size,
-                    limit: MAX_DOCUMENT_BYTES as u64,
+                    limit: max_bytes,
                 });
             }
             self.depth = depth;

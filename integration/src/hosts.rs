@@ -55,11 +55,19 @@ impl HostsDir {
         )
     }
 
-    fn write(&self, name: &str, head: &str, tail: &str) -> Result<()> {
+    /// Writes the file of the registry `name` as it is given.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put(&self, name: &str, text: &str) -> Result<()> {
         let dir = self.path.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let file = dir.join("hosts.toml");
-        let text = format!("{head}capabilities = [\"pull\", \"resolve\"]\n{tail}");
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+    }
+
+    fn write(&self, name: &str, head: &str, tail: &str) -> Result<()> {
+        let text = format!("{head}capabilities = [\"pull\", \"resolve\"]\n{tail}");
+        self.put(name, &text)
     }
 }

@@ -81,6 +81,9 @@ pub struct Reply {
     pub cut_after: Option<usize>,
     /// Send nothing more after so many bytes, but keep the connection for a minute.
     pub stall_after: Option<usize>,
+    /// Send the body again and again until the client leaves, pausing before each time. No length is
+    /// announced that was not given as a header.
+    pub endless: Option<Duration>,
 }
 
 impl Reply {
@@ -209,17 +212,24 @@ fn send(mut stream: &TcpStream, request: &Request, reply: &Reply) -> io::Result<
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    if !reply
+    let has_length = reply
         .headers
         .iter()
-        .any(|(name, _)| name == "content-length")
-    {
+        .any(|(name, _)| name == "content-length");
+    if !has_length && reply.endless.is_none() {
         head.push_str(&format!("content-length: {}\r\n", reply.body.len()));
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;
     if request.method == "HEAD" {
         return Ok(request.persistent);
+    }
+    if let Some(pause) = reply.endless {
+        loop {
+            stream.write_all(&reply.body)?;
+            stream.flush()?;
+            thread::sleep(pause);
+        }
     }
     let end = reply
         .cut_after

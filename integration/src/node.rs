@@ -42,6 +42,8 @@ pub struct NodeOptions {
     pub runtime: Option<PathBuf>,
     /// `[images] progress_timeout`.
     pub progress_timeout: Option<&'static str>,
+    /// More lines of `[images]`.
+    pub images: Vec<String>,
     /// `[cni] plugin_timeout`.
     pub plugin_timeout: Option<&'static str>,
     /// Value of `AXIL_FAULT` for the first start.
@@ -431,6 +433,9 @@ fn configuration(ground: &Ground, metrics_port: u16, options: &NodeOptions) -> R
     text.push_str(&format!("[images]\nhosts_dirs = [\"{dir}/certs.d\"]\n"));
     if let Some(timeout) = options.progress_timeout {
         text.push_str(&format!("progress_timeout = \"{timeout}\"\n"));
+    }
+    for line in &options.images {
+        text.push_str(&format!("{line}\n"));
     }
     text.push_str("[runtime]\n");
     for (key, path) in [("shim", &options.shim), ("binary", &options.runtime)] {

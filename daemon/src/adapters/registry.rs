@@ -203,7 +203,7 @@ impl Registry {
             media_type,
             bytes: found.bytes,
             mirror: source.host(found.host).config.origin.authority(),
-            source: source.starting_at(found.host),
+            source: source.after_failures(found.failed),
         })
     }
 

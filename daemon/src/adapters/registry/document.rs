@@ -82,6 +82,8 @@ pub(super) struct Verified {
     pub(super) bytes: Vec<u8>,
     /// The host that answered, as an index of the source.
     pub(super) host: usize,
+    /// Hosts that were asked before and had no good answer.
+    pub(super) failed: Vec<usize>,
 }
 
 impl fmt::Debug for Verified {
@@ -110,6 +112,7 @@ impl Exchange {
                         media_type,
                         bytes,
                         host: index,
+                        failed: order[..position].to_vec(),
                     });
                 }
                 Err(problem) => {

@@ -14,8 +14,8 @@ use crate::domain::image::reference::Reference;
 #[derive(Clone)]
 pub struct Source {
     parts: Arc<Parts>,
-    /// The host to ask first: the one that answered the first question.
-    first: usize,
+    /// Hosts that had no answer to the first question: they are asked last.
+    failed: Arc<[usize]>,
     /// Mirrors are left out.
     upstream_only: bool,
 }
@@ -57,7 +57,7 @@ impl Source {
                 credentials,
                 hosts,
             }),
-            first: 0,
+            failed: Arc::default(),
             upstream_only: false,
         }
     }
@@ -76,11 +76,12 @@ impl Source {
         &self.parts.hosts[index]
     }
 
-    /// Returns the same source, to be asked at the host `index` first.
-    pub(super) fn starting_at(&self, index: usize) -> Self {
+    /// Returns the same source with these hosts asked last. A mirror that was not asked, because it
+    /// may serve content and not say what a tag means, keeps its place.
+    pub(super) fn after_failures(&self, failed: Vec<usize>) -> Self {
         Self {
             parts: Arc::clone(&self.parts),
-            first: index,
+            failed: failed.into(),
             upstream_only: false,
         }
     }
@@ -91,22 +92,22 @@ impl Source {
     pub fn upstream_only(&self) -> Self {
         Self {
             parts: Arc::clone(&self.parts),
-            first: self.parts.hosts.len() - 1,
+            failed: Arc::default(),
             upstream_only: true,
         }
     }
 
     /// Returns the hosts that fulfil `usable`, in the order to ask them.
     pub(super) fn order(&self, usable: impl Fn(&HostConfig) -> bool) -> Vec<usize> {
+        let last = self.parts.hosts.len() - 1;
         let all = match self.upstream_only {
-            true => 0..0,
-            false => 0..self.parts.hosts.len(),
+            true => last..=last,
+            false => 0..=last,
         };
-        let rest = all.filter(|index| *index != self.first);
-        std::iter::once(self.first)
-            .chain(rest)
+        let (failed, fresh): (Vec<_>, Vec<_>) = all
             .filter(|index| usable(&self.parts.hosts[*index].config))
-            .collect()
+            .partition(|index| self.failed.contains(index));
+        fresh.into_iter().chain(failed).collect()
     }
 
     /// Returns the credentials that `host` may see.
@@ -136,7 +137,7 @@ impl fmt::Debug for Source {
                     .map(|host| host.config.origin.to_string())
                     .collect::<Vec<_>>(),
             )
-            .field("first", &self.first)
+            .field("failed", &self.failed)
             .finish()
     }
 }

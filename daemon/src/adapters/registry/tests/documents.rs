@@ -354,3 +354,40 @@ async fn mirrors_are_asked_in_order_and_told_the_namespace() {
     assert_eq!(layer.unwrap(), image.layer);
     assert_eq!(mirror.seen().len(), asked);
 }
+
+#[tokio::test]
+async fn a_mirror_that_may_not_resolve_serves_the_content() {
+    let image = Image::new(5000);
+    let (mirrored, resolved) = (image.clone(), image.clone());
+    let mirror = Server::start(move |seen, _| mirrored.answer(seen)).await;
+    let upstream = Server::start(move |seen, _| match seen.path.contains("/latest") {
+        true => resolved.answer(seen),
+        false => reply(500, &[], b""),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let host = directory.path().join("registry.test");
+    std::fs::create_dir(&host).unwrap();
+    let text = format!(
+        "server = \"{}\"\n[host.\"{}\"]\ncapabilities = [\"pull\"]\n",
+        upstream.url(),
+        mirror.url(),
+    );
+    std::fs::write(host.join("hosts.toml"), text).unwrap();
+    let mut options = options();
+    options.hosts_dirs = vec![directory.path().into()];
+    let registry = Registry::new(options);
+    let reference = Reference::parse("registry.test/team/app").unwrap();
+    let found = registry
+        .image(&reference, None, &Platform::host())
+        .await
+        .unwrap();
+    assert_eq!(found.mirror, upstream.host());
+    let layer = super::fixture::read(&registry, &found.source, &image.layer_descriptor(), 0).await;
+    assert_eq!(layer.unwrap(), image.layer);
+    assert_eq!(upstream.seen().len(), 1);
+    assert_eq!(mirror.seen().len(), 3);
+    // Nobody asked for what refers to the image.
+    let all = [upstream.seen(), mirror.seen()].concat();
+    assert!(all.iter().all(|seen| !seen.path.contains("/referrers/")));
+}

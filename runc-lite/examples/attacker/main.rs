@@ -12,6 +12,7 @@
 mod calls;
 mod crawl;
 mod exchange;
+mod leave;
 mod overwrite;
 mod sys;
 mod terminal;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: attacker crawl SECONDS | overwrite SECONDS | exchange SECONDS A B | \
-                     terminal | who | calls | keys NAME | add-key NAME";
+                     terminal | leave PATH | who | calls | keys NAME | add-key NAME";
 
 /// The end of an attack that may take `seconds`.
 fn deadline(seconds: &str) -> Option<Instant> {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         (["overwrite", _], Some(end)) => overwrite::run(end),
         (["exchange", _, a, b], Some(end)) => exchange::run(end, a, b),
         (["terminal"], _) => terminal::run(),
+        (["leave", path], _) => leave::run(path),
         (["who"], _) => println!("{}", rustix::process::geteuid()),
         (["calls"], _) => calls::run(),
         (["keys", name], _) => calls::search_keys(name),

@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use serde_json::json;
 
 use super::arena::{Canary, arm, armed, assert_nothing_got, empower, let_loose, tried};
 use super::loops::{leak_host_directories, newcomers_under_attack};
-use crate::bundle::{Bundle, eventually, ready, runtime};
+use crate::bundle::{Bundle, eventually, ready};
 
 /// Also by the strongest init there is short of one that can mount: nothing protects a newcomer's memory from one
 /// that may trace, so there must be nothing of the host in reach.
@@ -149,25 +150,29 @@ fn privileged_a_number_to_preserve_does_not_keep_the_runtime_s_own_descriptor() 
     canary.assert_alive();
 }
 
+/// Runs the container with `three` handed on as descriptor 3.
+fn with_third(bundle: &Bundle, three: &Path) -> Output {
+    let run = bundle.command(&["run", "--preserve-fds", "1", &bundle.id]);
+    Command::new("/bin/sh")
+        .args(["-c", "exec 3<\"$0\"; exec \"$@\""])
+        .arg(three)
+        .arg(run.get_program())
+        .args(run.get_args())
+        .current_dir(bundle.dir.path())
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn privileged_preserved_descriptors_arrive() {
     if !ready() {
         return;
     }
-    let mut bundle = Bundle::new("cat <&3");
-    bundle.place_anywhere();
-    fs::write(bundle.dir.path().join("three"), "third").unwrap();
+    let bundle = Bundle::new("cat <&3");
+    let three = bundle.dir.path().join("three");
+    fs::write(&three, "third").unwrap();
     bundle.write();
-    let command = format!(
-        "exec 3<three; exec '{}' --root state run --preserve-fds 1 {}",
-        runtime().display(),
-        bundle.id
-    );
-    let output = Command::new("/bin/sh")
-        .args(["-c", &command])
-        .current_dir(bundle.dir.path())
-        .output()
-        .unwrap();
+    let output = with_third(&bundle, &three);
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "third",
@@ -211,12 +216,14 @@ fn privileged_cve_2026_84042_hooks_get_what_the_document_says_and_nothing_of_the
     bundle.set("/process/cwd", json!("/tmp"));
     bundle.set("/annotations", json!({"image.label": "$(touch /evil)"}));
     let log = bundle.dir.path().join("hooks");
+    // A shell adds three names itself.
     let script = format!(
-        "{{ tr '\\0' '\\n' < /proc/self/environ; echo; tr '\\0' '|' < /proc/$$/cmdline; echo; \
-         ls -l /proc/self/fd | grep -c socket || true; }} >> '{}'",
+        "{{ echo \"env $(env | grep -v -e ^PWD= -e ^SHLVL= -e ^_= | tr '\\n' ' ')\"; echo \"args $0 $*\"; \
+         ls -l /proc/self/fd | grep -c -e socket -e ' {}$' || true; }} >> '{}'",
+        canary.path().display(),
         log.display()
     );
-    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["ONLY=this"]});
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script, "hook", "one"], "env": ["ONLY=this"]});
     for kind in [
         "prestart",
         "createRuntime",
@@ -226,13 +233,20 @@ fn privileged_cve_2026_84042_hooks_get_what_the_document_says_and_nothing_of_the
     ] {
         bundle.config["hooks"][kind] = json!([hook]);
     }
-    bundle.run().ok();
+    bundle.write();
+    // A descriptor of the caller's that is handed on is for the program, not for hooks.
+    let done = with_third(&bundle, &canary.path());
+    assert!(done.status.success(), "{done:?}");
     let text = fs::read_to_string(&log).unwrap();
-    assert_eq!(text.matches("ONLY=this").count(), 5, "{text}");
+    for (kind, expected) in [("env ", "env ONLY=this"), ("args ", "args hook one")] {
+        let lines = text.lines().filter(|line| line.starts_with(kind));
+        let lines: Vec<&str> = lines.map(str::trim_end).collect();
+        assert_eq!(lines, [expected; 5], "{text}");
+    }
     for word in ["IMAGE", "LD_PRELOAD", "PATH=/bin\n", "evil"] {
         assert!(!text.contains(word), "{word}: {text}");
     }
-    // None of the runtime's sockets either.
+    // None of the runtime's sockets either, nor the caller's descriptor.
     assert_eq!(
         text.lines().filter(|line| *line == "0").count(),
         5,

@@ -22,9 +22,14 @@ use crate::bundle::{Bundle, Done, runtime};
 /// What an attack tried: a number and what it counts.
 pub(crate) type Tried = Vec<(u64, &'static str)>;
 
-fn counted(runs: usize, what: &'static str, exchanges: u64) -> Tried {
+/// Creations under exchange, of which some went as far as their program.
+fn counted(runs: usize, ran: usize, exchanges: u64) -> Tried {
     assert!(exchanges > 0, "nothing was exchanged");
-    vec![(number(runs), what), (exchanges, "exchanges")]
+    vec![
+        (number(runs), "creations"),
+        (number(ran), "programs that ran"),
+        (exchanges, "exchanges"),
+    ]
 }
 
 fn number(count: usize) -> u64 {
@@ -126,14 +131,15 @@ pub(crate) fn creations_under_exchange(runs: usize) -> Tried {
     bundle.set("/process/cwd", json!("/mnt/a/b/g/h"));
     bundle.write();
     let racer = Racer::exchanging(&volume.join("a"), &volume.join("link"));
+    let mut ran = 0;
     for _ in 0..runs {
         // It works or it fails; it never reaches the canary.
-        bundle.call(&["run", &bundle.id]);
+        ran += usize::from(bundle.call(&["run", &bundle.id]).code == 0);
     }
     let exchanges = racer.finish();
     assert_eq!(names(&volume), ["a", "link"]);
     canary.assert_alive();
-    counted(runs, "creations", exchanges)
+    counted(runs, ran, exchanges)
 }
 
 fn host_mounts() -> usize {
@@ -193,8 +199,10 @@ pub(crate) fn masks_under_exchange(runs: usize) -> Tried {
     bundle.set("/linux/readonlyPaths", json!([]));
     bundle.write();
     let racer = Racer::exchanging(&dev.join("null"), &dev.join("evil"));
+    let mut ran = 0;
     for _ in 0..runs {
         let done = bundle.call(&["run", &bundle.id]);
+        ran += usize::from(done.code == 0);
         // Neither the file below the mask nor the one that would have been its cover.
         assert_eq!(done.out, "", "{done:?}");
     }
@@ -204,7 +212,7 @@ pub(crate) fn masks_under_exchange(runs: usize) -> Tried {
         "hidden"
     );
     canary.assert_alive();
-    counted(runs, "creations", exchanges)
+    counted(runs, ran, exchanges)
 }
 
 /// Takes a terminal's master if one was sent.
@@ -288,9 +296,12 @@ pub(crate) fn terminals_under_exchange(runs: usize) -> Tried {
     }
     let exchanges = racers.into_iter().map(Racer::finish).sum();
     canary.assert_alive();
-    let mut tried = counted(runs, "creations", exchanges);
-    tried.push((masters, "terminals"));
-    tried
+    assert!(exchanges > 0, "nothing was exchanged");
+    vec![
+        (number(runs), "creations"),
+        (masters, "terminals"),
+        (exchanges, "exchanges"),
+    ]
 }
 
 /// As in the advisory of CVE-2021-30465: the neighbour is a container with the same volume, and the link leads to
@@ -312,13 +323,14 @@ pub(crate) fn creations_beside_a_hostile_container(runs: usize) -> Tried {
     // Through the link this is a place in the canary's directory, which sees what is made there.
     let made = format!("/volume/target{}/made", canary.path().display());
     bind(&mut victim, &source, &made, &[]);
+    let mut ran = 0;
     for _ in 0..runs {
-        victim.run();
+        ran += usize::from(victim.run().code == 0);
     }
     let exchanges = tried(&hostile.output(), "exchanges");
     assert_eq!(names(Path::new("/")), before);
     canary.assert_alive();
-    counted(runs, "creations", number(exchanges))
+    counted(runs, ran, number(exchanges))
 }
 
 /// A directory that is moved out of the volume between its lookup and its use as the working directory.
@@ -344,9 +356,7 @@ pub(crate) fn directories_under_exchange(runs: usize) -> Tried {
     }
     let exchanges = racer.finish();
     canary.assert_alive();
-    let mut tried = counted(runs, "creations", exchanges);
-    tried.push((ran, "programs that ran"));
-    tried
+    counted(runs, ran, exchanges)
 }
 
 /// One id that several callers create, start and delete at once.

@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::arena::{Canary, bind, traced_create, without_mounts};
+use super::arena::{
+    Canary, armed, assert_nothing_got, bind, empower, traced_create, tried, without_mounts,
+};
 use super::loops::{
     creations_beside_a_hostile_container, creations_under_exchange, lives_leave_no_mount,
 };
@@ -42,6 +44,11 @@ fn privileged_mount_targets_stay_inside_the_root() {
             .join("new/dir")
             .is_dir()
     );
+    // Where the host has such a directory, it is still the container's that is mounted on.
+    bundle.set("/process/args", json!(["cat", "/out/mark"]));
+    bind(&mut bundle, &volume, "/out", &[]);
+    assert_eq!(bundle.run().ok(), "mounted");
+    canary.assert_alive();
     // Never in a volume of the host, which is another mount.
     symlink("/link/made", bundle.rootfs().join("into-volume")).unwrap();
     bundle.set(
@@ -145,6 +152,35 @@ fn privileged_mounts_of_containers_never_stay_on_the_host() {
     canary.assert_alive();
 }
 
+/// Number 30 from inside: the host's root is not below the container's, nor above it, nor another process's.
+#[test]
+fn privileged_no_way_leads_up_to_the_host_s_root() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    let file = canary.file();
+    let file = file.to_str().unwrap();
+    let mut bundle = armed(&["leave", file]);
+    empower(&mut bundle, &["CAP_SYS_CHROOT", "CAP_DAC_OVERRIDE"]);
+    let out = bundle.run().ok();
+    assert_nothing_got(&out);
+    assert_eq!(tried(&out, "up"), 64);
+    assert!(out.contains("is not there"), "it could not try: {out}");
+    bundle.set("/process/args", json!(["sleep", "1000"]));
+    bundle.create().ok();
+    bundle.start().ok();
+    let out = bundle.exec(&["/attacker", "leave", file]).ok();
+    assert_nothing_got(&out);
+    assert!(out.contains("is not there"), "it could not try: {out}");
+    let mounts = bundle.exec(&["cat", "/proc/self/mountinfo", "/proc/1/mountinfo"]);
+    let mounts = mounts.ok();
+    let roots = mounts.lines().filter(|l| l.split(' ').nth(4) == Some("/"));
+    // One for each of the two processes.
+    assert_eq!(roots.count(), 2, "{mounts}");
+    canary.assert_alive();
+}
+
 /// A host whose mounts are shared, as systemd makes them, sees none of a container's.
 #[test]
 fn privileged_mounts_of_a_container_do_not_reach_a_shared_host() {
@@ -198,10 +234,14 @@ fn privileged_cve_2023_25809_the_cgroup_tree_is_read_only_where_it_should_be() {
         return;
     }
     let canary = Canary::new();
-    let mut bundle = Bundle::new(
-        "find /sys/fs/cgroup -name release_agent; \
+    // Whose cgroup is not to be seen.
+    let neighbour = Bundle::new("sleep 1000");
+    neighbour.create().ok();
+    let mut bundle = Bundle::new(&format!(
+        "find /sys/fs/cgroup -name release_agent -o -name '*{}*'; \
          for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/made && echo GOT $d; done; true",
-    );
+        neighbour.id
+    ));
     std::os::unix::fs::symlink("busybox", bundle.rootfs().join("bin/find")).unwrap();
     let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "cgroup");

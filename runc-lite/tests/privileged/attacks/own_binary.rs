@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use serde_json::json;
 
@@ -83,5 +83,36 @@ fn privileged_cve_2019_5736_the_runtime_as_its_own_entrypoint_changes_nothing() 
     // Whatever it does with these arguments, it does inside, from memory that nobody can write.
     by(&copy, &bundle, &["run", &bundle.id]).output().unwrap();
     assert!(digest(&copy) == before, "the runtime was changed");
+    canary.assert_alive();
+}
+
+/// What a caller says of the executable is not believed: neither a mark of another process nor one with the right
+/// number, when the executable is not one that nobody can write.
+#[test]
+fn privileged_cve_2019_5736_a_mark_in_the_environment_seals_nothing() {
+    if !ready() {
+        return;
+    }
+    let canary = Canary::new();
+    // Empty stands for the number of the process that becomes the runtime.
+    for value in ["1", ""] {
+        let bundle = Bundle::new("sleep 1000");
+        bundle.write();
+        let create = bundle.command(&["create", "--pid-file", "pid", &bundle.id]);
+        let script = "export _RUNC_LITE_SEALED=\"${0:-$$}\"; exec \"$@\" >out 2>err";
+        let created = std::process::Command::new("/bin/sh")
+            .args(["-c", script, value])
+            .arg(create.get_program())
+            .args(create.get_args())
+            .current_dir(bundle.dir.path())
+            .stdin(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(created.success(), "{value}");
+        let exe = File::open(format!("/proc/{}/exe", bundle.pid())).unwrap();
+        let own = fs::metadata(runtime()).unwrap();
+        let same_file_system = exe.metadata().unwrap().dev() == own.dev();
+        assert!(!same_file_system, "{value}: init runs the installed binary");
+    }
     canary.assert_alive();
 }

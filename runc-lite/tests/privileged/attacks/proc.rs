@@ -1,6 +1,7 @@
 //! `/proc` and `/sys`: tests 18, 19 and the procfs half of 24.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 
 use serde_json::json;
@@ -126,23 +127,28 @@ fn privileged_cve_2025_52881_a_label_goes_to_no_file_mounted_over_procfs() {
     canary.assert_alive();
 }
 
-/// Names that lead out of the private instance are not followed.
+/// Names that lead out of the private instance are not followed, also where there is a file to write to.
 #[test]
 fn privileged_cve_2025_62596_a_label_s_name_leads_nowhere_else() {
     if !ready() {
         return;
     }
     let canary = Canary::new();
+    let file = fs::OpenOptions::new()
+        .append(true)
+        .open(canary.file())
+        .unwrap();
     for name in [
-        "../../../sysrq-trigger",
-        "../../../../proc/sysrq-trigger",
-        "../root/tmp/x",
-        "../cwd/x",
+        "../../../sysrq-trigger".to_owned(),
+        "../../../../proc/sysrq-trigger".to_owned(),
+        "../root/tmp/x".to_owned(),
+        "../cwd/x".to_owned(),
+        format!("../root{}", canary.file().display()),
+        format!("../fd/{}", file.as_raw_fd()),
+        format!("../../../..{}", canary.file().display()),
     ] {
-        assert!(
-            runc_lite::rootfs::write_lsm_label(name, SYSRQ_HELP).is_err(),
-            "{name}"
-        );
+        let written = runc_lite::rootfs::write_lsm_label(&name, SYSRQ_HELP);
+        assert!(written.is_err(), "{name}");
+        canary.assert_alive();
     }
-    canary.assert_alive();
 }

@@ -15,7 +15,7 @@ mod v2;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,25 @@ pub struct CgroupRecord {
     /// The systemd unit the directories belong to, with the systemd driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<Unit>,
+}
+
+impl CgroupRecord {
+    /// The directory in the hierarchy that has `controller`.
+    fn directory(&self, controller: &str) -> Option<&Path> {
+        let mut directories = self.directories.iter();
+        directories
+            .find(|d| d.controllers.iter().any(|c| c == controller))
+            .map(|d| d.path.as_path())
+    }
+
+    /// The same for a limit that cannot do without, `field` below `linux.resources`.
+    fn need(&self, controller: &'static str, field: &str) -> Result<&Path, CgroupError> {
+        self.directory(controller)
+            .ok_or_else(|| CgroupError::MissingController {
+                field: format!("linux.resources.{field}"),
+                controller,
+            })
+    }
 }
 
 /// A container's directory in one hierarchy.

@@ -89,12 +89,7 @@ pub fn seccomp_profile(bytes: &[u8]) {
 fn program(bytes: &[u8]) {
     let instructions: Vec<BpfInstruction> = bytes
         .chunks_exact(8)
-        .map(|c| BpfInstruction {
-            code: u16::from_le_bytes([c[0], c[1]]),
-            jt: c[2],
-            jf: c[3],
-            k: u32::from_le_bytes([c[4], c[5], c[6], c[7]]),
-        })
+        .filter_map(|chunk| Some(BpfInstruction::from_bytes(chunk.try_into().ok()?)))
         .collect();
     if is_legal(&instructions) {
         let call = Call {

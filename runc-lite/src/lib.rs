@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`commands`] (one file per verb) → [`spec`] (config.json to [`plan::Plan`], pure) →
 //! [`process`] (parent, intermediate, init) → [`rootfs`], [`cgroup`], [`seccomp`]. There is no async
-//! runtime and one thread only, because the child is made by a plain clone of this process.
+//! runtime and one thread only, because the child is made by a plain clone of this process; the one exception
+//! (`process::courier`) begins when nothing is cloned any more but hooks of the container.
 //!
 //! It needs Linux 5.12 (clone3, openat2, close_range, the mount API with mount_setattr, pidfd).
 #![deny(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The log file of `--log`: one line per event, runc's two formats.
+//! The log of `--log`, or of standard error without it: one line per event, runc's two formats.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -45,7 +45,7 @@ struct Line<'a> {
     time: &'a str,
 }
 
-/// Where lines go; without a file they are dropped (errors reach standard error by another way).
+/// Where lines go: a file, standard error, or nowhere.
 #[derive(Debug)]
 pub struct Log {
     file: Option<File>,

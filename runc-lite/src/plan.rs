@@ -51,7 +51,7 @@ pub struct Plan {
     pub hooks: Hooks,
     /// What runs.
     pub process: ProcessPlan,
-    /// Carried into the state document only; no decision is taken from them.
+    /// Carried into the state document; those of `org.systemd.property.` are properties of the unit as well.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -461,7 +461,7 @@ pub struct ProcessPlan {
     pub additional_gids: Vec<u32>,
     /// File mode creation mask.
     pub umask: u32,
-    /// `None`: capabilities are left as they are inherited.
+    /// `None`: it has none at all.
     pub capabilities: Option<CapabilityPlan>,
     /// Resource limits.
     pub rlimits: Vec<RlimitPlan>,
@@ -606,12 +606,6 @@ impl NumberSet {
     #[must_use]
     pub fn count(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()
-    }
-
-    /// Whether both have a number in common.
-    #[must_use]
-    pub fn meets(&self, other: &NumberSet) -> bool {
-        self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
 
     /// The mask, lowest numbers first.

@@ -8,7 +8,7 @@ mod process;
 mod resources;
 mod scheduling;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::config::{Config, Device, Hooks, Linux};
@@ -327,6 +327,7 @@ pub(crate) fn clean_path(path: &str) -> String {
 
 fn clean_list(field: &str, paths: &[String]) -> Result<Vec<String>, SpecError> {
     let mut cleaned = Vec::with_capacity(paths.len());
+    let mut known = HashSet::with_capacity(paths.len());
     for (index, path) in paths.iter().enumerate() {
         let field = format!("{field}[{index}]");
         if !path.starts_with('/') {
@@ -338,7 +339,7 @@ fn clean_list(field: &str, paths: &[String]) -> Result<Vec<String>, SpecError> {
             return Err(invalid(field, path, "is the root of the container"));
         }
         // Twice is as good as once.
-        if !cleaned.contains(&path) {
+        if known.insert(path.clone()) {
             cleaned.push(path);
         }
     }
@@ -368,6 +369,8 @@ fn default_devices() -> Vec<DeviceNode> {
 
 fn plan_devices(devices: &[Device]) -> Result<Vec<DeviceNode>, SpecError> {
     let mut planned = default_devices();
+    let places = planned.iter().enumerate();
+    let mut places: HashMap<String, usize> = places.map(|(at, d)| (d.path.clone(), at)).collect();
     for (index, device) in devices.iter().enumerate() {
         let field = |name: &str| format!("linux.devices[{index}].{name}");
         if !device.path.starts_with('/') {
@@ -410,9 +413,12 @@ fn plan_devices(devices: &[Device]) -> Result<Vec<DeviceNode>, SpecError> {
             uid: device.uid.unwrap_or(0),
             gid: device.gid.unwrap_or(0),
         };
-        match planned.iter_mut().find(|known| known.path == node.path) {
-            Some(known) => *known = node,
-            None => planned.push(node),
+        match places.get(&node.path) {
+            Some(at) => planned[*at] = node,
+            None => {
+                places.insert(node.path.clone(), planned.len());
+                planned.push(node);
+            }
         }
     }
     Ok(planned)

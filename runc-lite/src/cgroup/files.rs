@@ -42,18 +42,14 @@ pub(super) fn read(directory: &Path, file: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-/// Makes `directory` and its parents; true when it was not there.
-pub(super) fn make(directory: &Path) -> Result<bool, CgroupError> {
-    match std::fs::create_dir(directory) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let made = std::fs::create_dir_all(directory);
-            made.map(|()| true)
-                .map_err(|e| io_error("make", directory, e))
-        }
-        Err(e) => Err(io_error("make", directory, e)),
-    }
+/// Makes `directory` and its parents, as far as they are not there.
+pub(super) fn make(directory: &Path) -> Result<(), CgroupError> {
+    let made = match std::fs::create_dir(directory) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(directory),
+        other => other,
+    };
+    made.map_err(|e| io_error("make", directory, e))
 }
 
 /// The processes of `directory` and of every cgroup below it; a cgroup that is gone has none.

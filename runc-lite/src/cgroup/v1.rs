@@ -29,21 +29,6 @@ impl CgroupV1 {
         CgroupV1 { record }
     }
 
-    fn directory(&self, controller: &str) -> Option<&Path> {
-        let mut directories = self.record.directories.iter();
-        directories
-            .find(|d| d.controllers.iter().any(|c| c == controller))
-            .map(|d| d.path.as_path())
-    }
-
-    fn need(&self, controller: &'static str, field: &str) -> Result<&Path, CgroupError> {
-        self.directory(controller)
-            .ok_or_else(|| CgroupError::MissingController {
-                field: format!("linux.resources.{field}"),
-                controller,
-            })
-    }
-
     fn unified(&self) -> Option<&Path> {
         let mut directories = self.record.directories.iter();
         directories
@@ -70,7 +55,11 @@ impl CgroupV1 {
 
     /// Changes the device rules of running processes without denying for a moment what stays allowed.
     fn update_devices(&self, rules: &[crate::config::DeviceRule]) -> Result<(), CgroupError> {
-        let Some(directory) = self.directory("devices").filter(|_| !rules.is_empty()) else {
+        let Some(directory) = self
+            .record
+            .directory("devices")
+            .filter(|_| !rules.is_empty())
+        else {
             return Ok(());
         };
         let now = files::read(directory, "devices.list").and_then(|list| Exceptions::parse(&list));
@@ -125,6 +114,7 @@ impl Cgroup for CgroupV1 {
         let devices = DeviceSet::of_rules(&resources.devices);
         // A new directory starts with what its parent allows, so "everything" needs no write.
         let guarded = self
+            .record
             .directory("devices")
             .filter(|_| !devices.allows_everything());
         let writes = match guarded {
@@ -188,11 +178,11 @@ impl Cgroup for CgroupV1 {
     }
 
     fn stats(&self) -> Result<Stats, CgroupError> {
-        stats::v1::read(&|controller| self.directory(controller))
+        stats::v1::read(&|controller| self.record.directory(controller))
     }
 
     fn watch_oom(&self) -> Result<OomWatch, CgroupError> {
-        OomWatch::of_oom_control(self.need("memory", "memory")?)
+        OomWatch::of_oom_control(self.record.need("memory", "memory")?)
     }
 
     fn delegate(&self, _uid: u32, _gid: u32) -> Result<(), CgroupError> {
@@ -231,13 +221,14 @@ impl Cgroup for CgroupV1 {
     }
 
     fn is_frozen(&self) -> bool {
-        self.directory("freezer")
+        self.record
+            .directory("freezer")
             .and_then(|directory| files::read(directory, "freezer.state"))
             .is_some_and(|state| state != "THAWED")
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
-        let directory = self.need("freezer", "freezer")?;
+        let directory = self.record.need("freezer", "freezer")?;
         let state = if frozen { "FROZEN" } else { "THAWED" };
         write(directory, "freezer.state", state)?;
         let reached = wait_until(FREEZE_PATIENCE, || {

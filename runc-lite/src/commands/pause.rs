@@ -15,10 +15,10 @@ pub(super) fn run() -> ExitCode {
         return ExitCode::from(1);
     };
     loop {
-        match crate::sys::wait_for_signal(&blocked, None) {
-            Ok(Some(libc::SIGTERM | libc::SIGINT)) => return ExitCode::SUCCESS,
+        match crate::sys::wait_for_signal(&blocked) {
+            Ok(libc::SIGTERM | libc::SIGINT) => return ExitCode::SUCCESS,
             // Signals of one kind merge: reap until nobody is left.
-            Ok(Some(libc::SIGCHLD)) => while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {},
+            Ok(libc::SIGCHLD) => while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {},
             Ok(_) => {}
             Err(_) => return ExitCode::from(1),
         }

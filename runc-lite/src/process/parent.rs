@@ -231,9 +231,6 @@ fn make(
         .transpose()?;
     if let Some(filter) = &filter {
         filter.check_host()?;
-        request
-            .log
-            .debug(|| format!("seccomp filter flags: {}", filter.flags));
     }
     let wish = Wish {
         driver: request.cgroup_driver,

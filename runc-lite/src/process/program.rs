@@ -1,5 +1,7 @@
 //! The last steps before a process becomes the container's program: the same for init and for `exec`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
@@ -169,13 +171,16 @@ fn join_keyring(id: &str) -> Result<(), String> {
 
 fn environment(plan: &ProcessPlan, root: &Root) -> Result<Vec<CString>, String> {
     let mut env: Vec<&str> = Vec::with_capacity(plan.env.len() + 1);
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(plan.env.len());
     for entry in &plan.env {
         // getenv(3) takes the first of two entries, the specification means the last.
         let name = entry.split('=').next().unwrap_or_default();
-        let same = |known: &&str| known.split('=').next() == Some(name);
-        match env.iter().position(same) {
-            Some(at) => env[at] = entry,
-            None => env.push(entry),
+        match places.entry(name) {
+            Entry::Occupied(place) => env[*place.get()] = entry,
+            Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(entry);
+            }
         }
     }
     let home;
@@ -191,4 +196,20 @@ fn c_strings(list: &[impl AsRef<str>]) -> Result<Vec<CString>, String> {
     list.iter()
         .map(|text| CString::new(text.as_ref()).map_err(|e| format!("{:?}: {e}", text.as_ref())))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_entries_of_a_variable_the_last_stands_where_the_first_stood() {
+        let plan = crate::spec::plan_process(
+            serde_json::from_str(r#"{"args": ["x"], "env": ["A=1", "HOME=/h", "B=2", "A=3"]}"#)
+                .unwrap(),
+            &crate::config::Linux::default(),
+        );
+        let env = environment(&plan.unwrap(), &Root::of_this_process().unwrap()).unwrap();
+        assert_eq!(env, [c"A=3", c"HOME=/h", c"B=2"].map(CString::from));
+    }
 }

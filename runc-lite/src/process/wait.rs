@@ -59,7 +59,7 @@ pub(super) fn end(pid: i32, pidfd: BorrowedFd<'_>, patience: Duration) -> Option
 /// `blocked` must be blocked since before the child was made.
 ///
 /// # Errors
-/// The errno of sigtimedwait(2).
+/// The errno of sigwaitinfo(2).
 pub fn forward_signals_until_exit(
     pid: i32,
     pidfd: BorrowedFd<'_>,
@@ -70,10 +70,7 @@ pub fn forward_signals_until_exit(
         if let Some(code) = reap(pid) {
             return Ok(code);
         }
-        let Some(signal) = wait_for_signal(blocked, None)? else {
-            continue;
-        };
-        match signal {
+        match wait_for_signal(blocked)? {
             libc::SIGCHLD => {}
             // The runtime's own write to a closed stream.
             libc::SIGPIPE | libc::SIGURG => {}

@@ -74,8 +74,7 @@ const fn fingerprint(parts: &[&[u8]]) -> u64 {
 /// [`SeccompError`] when the profile itself cannot be compiled.
 pub fn filter(root: &Path, profile: &str, log: &Log) -> Result<Filter, SeccompError> {
     let filter = find_or_compile(root, profile, log)?;
-    let flags = format!("seccomp filter flags: {}", filter.flags);
-    log.write(Level::Debug, &flags);
+    log.debug(|| format!("seccomp filter flags: {}", filter.flags));
     Ok(filter)
 }
 
@@ -229,9 +228,7 @@ fn encode(key: &[u8; 32], filter: &Filter) -> Vec<u8> {
     for program in &filter.programs {
         bytes.extend_from_slice(&number(program.len()));
         for i in program {
-            bytes.extend_from_slice(&i.code.to_le_bytes());
-            bytes.extend_from_slice(&[i.jt, i.jf]);
-            bytes.extend_from_slice(&i.k.to_le_bytes());
+            bytes.extend_from_slice(&i.to_bytes());
         }
     }
     bytes.extend_from_slice(path.as_bytes());
@@ -264,12 +261,7 @@ impl<'a> Reader<'a> {
         let instructions = self.take(count.checked_mul(8)?)?;
         let program: Vec<_> = instructions
             .chunks_exact(8)
-            .map(|c| BpfInstruction {
-                code: u16::from_le_bytes([c[0], c[1]]),
-                jt: c[2],
-                jf: c[3],
-                k: u32::from_le_bytes([c[4], c[5], c[6], c[7]]),
-            })
+            .filter_map(|chunk| Some(BpfInstruction::from_bytes(chunk.try_into().ok()?)))
             .collect();
         is_legal(&program).then_some(program)
     }

@@ -1,6 +1,6 @@
 //! `linux.netDevices`: which interfaces of the host the container gets, and under which names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{SpecError, invalid};
 use crate::config::NetDevice;
@@ -34,6 +34,7 @@ pub(super) fn plan_net_devices(
     namespaces: &Namespaces,
 ) -> Result<Vec<NetDevicePlan>, SpecError> {
     let mut planned: Vec<NetDevicePlan> = Vec::with_capacity(devices.len());
+    let mut taken: HashMap<&str, &str> = HashMap::with_capacity(devices.len());
     for (name, device) in devices {
         let field = format!("linux.netDevices[{name:?}]");
         if let Some(reason) = fault(name) {
@@ -59,9 +60,9 @@ pub(super) fn plan_net_devices(
             let reason = "has a % that is not the one %d of a template";
             return Err(invalid(field, new_name, reason));
         }
-        let taken = planned.iter().find(|known| known.new_name == *new_name);
-        if let Some(known) = taken.filter(|_| !is_template(new_name)) {
-            let reason = format!("is the name of {:?} in the container already", known.name);
+        let known = taken.insert(new_name, name);
+        if let Some(known) = known.filter(|_| !is_template(new_name)) {
+            let reason = format!("is the name of {known:?} in the container already");
             return Err(invalid(field, new_name, reason));
         }
         planned.push(NetDevicePlan {

@@ -4,6 +4,9 @@ use super::{SpecError, check_text, invalid};
 use crate::config::Resources;
 use crate::plan::CgroupPath;
 
+/// Far more rules than any container has, few enough to compare each with all others.
+const MAX_DEVICE_RULES: usize = 4096;
+
 /// Where the cgroup lies, by the rules of runc's drivers.
 pub(super) fn plan_cgroup_path(path: &str) -> Result<CgroupPath, SpecError> {
     let field = "linux.cgroupsPath";
@@ -29,6 +32,13 @@ pub(super) fn plan_cgroup_path(path: &str) -> Result<CgroupPath, SpecError> {
 
 /// Checks values that no kernel would take.
 pub(super) fn check(resources: &Resources) -> Result<(), SpecError> {
+    if resources.devices.len() > MAX_DEVICE_RULES {
+        return Err(invalid(
+            "linux.resources.devices",
+            format!("{} rules", resources.devices.len()),
+            format!("are more than {MAX_DEVICE_RULES}"),
+        ));
+    }
     for (index, rule) in resources.devices.iter().enumerate() {
         let field = |name: &str| format!("linux.resources.devices[{index}].{name}");
         if !matches!(rule.kind.as_str(), "" | "a" | "b" | "c") {

@@ -663,3 +663,36 @@ fn mapped_mounts_are_binds_with_both_kinds_of_ids() {
     let planned = plan_of(implied).unwrap();
     assert_eq!(planned.mounts[0].idmap.as_ref().unwrap().mappings, None);
 }
+
+#[test]
+fn of_two_equal_paths_the_last_device_and_the_first_mask_stay() {
+    let device =
+        |path: &str, minor: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor});
+    let devices = json!([
+        device("/dev/x", 1),
+        device("/dev/null", 7),
+        device("/dev//x", 2)
+    ]);
+    let mut document = with("/linux/devices", devices);
+    document["linux"]["maskedPaths"] = json!(["/proc/b", "/proc/a", "/proc//b"]);
+    let plan = plan_of(document).unwrap();
+    assert_eq!(plan.masked_paths, ["/proc/b", "/proc/a"]);
+    let numbers: Vec<(&str, u32)> = plan
+        .devices
+        .iter()
+        .map(|device| (device.path.as_str(), device.minor))
+        .filter(|(path, _)| matches!(*path, "/dev/x" | "/dev/null"))
+        .collect();
+    assert_eq!(numbers, [("/dev/null", 7), ("/dev/x", 2)]);
+}
+
+#[test]
+fn more_device_rules_than_can_be_compared_are_refused() {
+    let rules = |count: usize| vec![json!({"allow": true, "type": "c", "access": "r"}); count];
+    assert!(plan_of(with("/linux/resources", json!({"devices": rules(4096)}))).is_ok());
+    refused(
+        "/linux/resources",
+        json!({"devices": rules(4097)}),
+        "linux.resources.devices",
+    );
+}

@@ -17,6 +17,27 @@ pub struct BpfInstruction {
     pub k: u32,
 }
 
+impl BpfInstruction {
+    /// The instruction of eight bytes in little-endian order, whatever the machine's is.
+    #[must_use]
+    pub fn from_bytes([a, b, jt, jf, k @ ..]: [u8; 8]) -> BpfInstruction {
+        BpfInstruction {
+            code: u16::from_le_bytes([a, b]),
+            jt,
+            jf,
+            k: u32::from_le_bytes(k),
+        }
+    }
+
+    /// Its eight bytes, see [`BpfInstruction::from_bytes`].
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 8] {
+        let [a, b] = self.code.to_le_bytes();
+        let [c, d, e, f] = self.k.to_le_bytes();
+        [a, b, self.jt, self.jf, c, d, e, f]
+    }
+}
+
 #[repr(C)]
 struct Program {
     len: u16,

@@ -3,7 +3,6 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 /// A kernel signal set.
 #[derive(Clone, Copy)]
@@ -90,27 +89,20 @@ pub fn exit_on_termination() -> io::Result<()> {
     }
 }
 
-/// Waits for one of the signals of `set`, for ever or until `timeout`; `None` when the time is over.
+/// Waits for one of the signals of `set`, as long as it takes.
 ///
 /// # Errors
-/// The errno of sigtimedwait(2) other than EINTR and EAGAIN.
-pub fn wait_for_signal(set: &SignalSet, timeout: Option<Duration>) -> io::Result<Option<i32>> {
-    let limit = timeout.map(|t| libc::timespec {
-        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: t.subsec_nanos().into(),
-    });
-    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+/// The errno of sigwaitinfo(2) other than EINTR.
+pub fn wait_for_signal(set: &SignalSet) -> io::Result<i32> {
     loop {
-        // SAFETY: the set is initialised, no siginfo is asked for, the timeout is null or lives on.
-        let signal = unsafe { libc::sigtimedwait(&raw const set.0, std::ptr::null_mut(), limit) };
+        // SAFETY: the set is initialised and no siginfo is asked for.
+        let signal = unsafe { libc::sigwaitinfo(&raw const set.0, std::ptr::null_mut()) };
         if signal >= 0 {
-            return Ok(Some(signal));
+            return Ok(signal);
         }
         let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            Some(libc::EAGAIN) => return Ok(None),
-            _ => return Err(error),
+        if error.raw_os_error() != Some(libc::EINTR) {
+            return Err(error);
         }
     }
 }

@@ -7,6 +7,7 @@ use super::super::v2::limits::{DEFAULT_PERIOD, io_weight, swap_alone, weight_of_
 use super::super::{CgroupError, Change, DeviceSet};
 use super::{SystemdError, Unit};
 use crate::config::{Cpu, DeviceRule, Memory, Resources};
+use crate::plan::NumberSet;
 
 /// Name and value.
 pub(super) type Property = (String, Variant<'static>);
@@ -336,31 +337,18 @@ fn of_unified(
 
 /// A list such as `0-2,5` as a mask, the lowest eight in the first byte.
 fn bits(field: &str, list: &str) -> Result<Vec<u8>, SystemdError> {
-    /// More CPUs than any kernel is built for.
-    const MAX: usize = 8192;
-    let bad = |reason| SystemdError::BadLimit {
+    let set = NumberSet::parse(list).map_err(|(_, reason)| SystemdError::BadLimit {
         field: field.to_owned(),
         value: list.to_owned(),
         reason,
-    };
-    let mut mask: Vec<u8> = Vec::new();
-    for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n < MAX);
-        let (Some(first), Some(last)) = (number(first), number(last)) else {
-            return Err(bad("is not a list of numbers and ranges"));
-        };
-        if first > last {
-            return Err(bad("has a range that ends before it begins"));
-        }
-        mask.resize(mask.len().max(last / 8 + 1), 0);
-        for bit in first..=last {
-            mask[bit / 8] |= 1 << (bit % 8);
-        }
-    }
-    if mask.is_empty() {
-        return Err(bad("names nothing"));
-    }
+    })?;
+    let words = set.words().iter();
+    let mut mask: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
+    mask.truncate(
+        mask.iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1),
+    );
     Ok(mask)
 }
 

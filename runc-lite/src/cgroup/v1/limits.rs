@@ -20,22 +20,7 @@ pub(super) struct Limits<'a> {
     pub(super) journal: &'a Journal,
 }
 
-impl<'a> Limits<'a> {
-    fn directory(&self, controller: &str) -> Option<&'a Path> {
-        let mut directories = self.record.directories.iter();
-        directories
-            .find(|d| d.controllers.iter().any(|c| c == controller))
-            .map(|d| d.path.as_path())
-    }
-
-    fn need(&self, controller: &'static str, field: &str) -> Result<&'a Path, CgroupError> {
-        self.directory(controller)
-            .ok_or_else(|| CgroupError::MissingController {
-                field: format!("linux.resources.{field}"),
-                controller,
-            })
-    }
-
+impl Limits<'_> {
     /// Writes what is `asked`.
     pub(super) fn write(
         &self,
@@ -52,7 +37,7 @@ impl<'a> Limits<'a> {
             self.cpu(cpu)?;
         }
         if let Some(limit) = asked.pids.as_ref().and_then(|pids| pids.limit) {
-            let directory = self.need("pids", "pids.limit")?;
+            let directory = self.record.need("pids", "pids.limit")?;
             self.journal
                 .write(directory, "pids.max", &pids_text(limit))?;
         }
@@ -61,10 +46,10 @@ impl<'a> Limits<'a> {
         }
         for limit in &asked.hugepage_limits {
             // The kubelet sends a zero limit for every page size, with or without the controller.
-            if self.directory("hugetlb").is_none() && limit.limit == 0 {
+            if self.record.directory("hugetlb").is_none() && limit.limit == 0 {
                 continue;
             }
-            let directory = self.need("hugetlb", "hugepageLimits")?;
+            let directory = self.record.need("hugetlb", "hugepageLimits")?;
             let value = limit.limit.to_string();
             let file = |part: &str| format!("hugetlb.{}.{part}limit_in_bytes", limit.page_size);
             self.journal.write(directory, &file(""), &value)?;
@@ -74,19 +59,19 @@ impl<'a> Limits<'a> {
         }
         if let Some(network) = &asked.network {
             if let Some(class) = network.class_id {
-                let directory = self.need("net_cls", "network.classID")?;
+                let directory = self.record.need("net_cls", "network.classID")?;
                 self.journal
                     .write(directory, "net_cls.classid", &class.to_string())?;
             }
             for entry in &network.priorities {
-                let directory = self.need("net_prio", "network.priorities")?;
+                let directory = self.record.need("net_prio", "network.priorities")?;
                 let value = format!("{} {}", entry.name, entry.priority);
                 self.journal
                     .write(directory, "net_prio.ifpriomap", &value)?;
             }
         }
         for (device, limits) in &asked.rdma {
-            let directory = self.need("rdma", "rdma")?;
+            let directory = self.record.need("rdma", "rdma")?;
             self.journal
                 .write(directory, "rdma.max", &rdma_line(device, limits))?;
         }
@@ -95,7 +80,7 @@ impl<'a> Limits<'a> {
 
     fn memory(&self, memory: &Memory, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
         warn_about_kernel_memory("kernel", memory.kernel, warnings);
-        let directory = self.directory("memory");
+        let directory = self.record.directory("memory");
         let has_tcp = directory.is_some_and(|directory| directory.join(TCP).exists());
         if directory.is_some() && !has_tcp {
             warn_about_kernel_memory("kernelTCP", memory.kernel_tcp, warnings);
@@ -107,6 +92,7 @@ impl<'a> Limits<'a> {
         }
         if let Some(wanted) = swap
             && self
+                .record
                 .directory("memory")
                 .is_some_and(|directory| !directory.join(SWAP).exists())
         {
@@ -117,11 +103,11 @@ impl<'a> Limits<'a> {
             swap = None;
         }
         if limit.is_some() || swap.is_some() {
-            let directory = self.need("memory", "memory.limit")?;
+            let directory = self.record.need("memory", "memory.limit")?;
             self.memory_and_swap(directory, limit, swap)?;
         }
         let write = |field: &str, file: &str, value: String| {
-            let directory = self.need("memory", field)?;
+            let directory = self.record.need("memory", field)?;
             self.journal.write(directory, file, &value)
         };
         if let Some(bytes) = memory.reservation.filter(|r| *r != 0) {
@@ -147,7 +133,7 @@ impl<'a> Limits<'a> {
         if let Some(disable) = memory.disable_oom_killer {
             let value = u8::from(disable).to_string();
             // Not to kill is the default nowhere: "false" needs a write only after a "true".
-            if disable || self.directory("memory").is_some_and(kills_nobody) {
+            if disable || self.record.directory("memory").is_some_and(kills_nobody) {
                 write("memory.disableOOMKiller", "memory.oom_control", value)?;
             }
         }
@@ -179,7 +165,7 @@ impl<'a> Limits<'a> {
     }
 
     fn use_hierarchy(&self, wanted: bool, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
-        let directory = self.need("memory", "memory.useHierarchy")?;
+        let directory = self.record.need("memory", "memory.useHierarchy")?;
         let now = files::read_number(directory, "memory.use_hierarchy");
         if now == Some(u64::from(wanted)) {
             return Ok(());
@@ -197,7 +183,9 @@ impl<'a> Limits<'a> {
 
     fn cpu(&self, cpu: &Cpu) -> Result<(), CgroupError> {
         let number = |file: &str, field: &str, value: Option<String>| match value {
-            Some(value) => self.journal.write(self.need("cpu", field)?, file, &value),
+            Some(value) => self
+                .journal
+                .write(self.record.need("cpu", field)?, file, &value),
             None => Ok(()),
         };
         let text = |value: Option<u64>| value.filter(|v| *v != 0).map(|v| v.to_string());
@@ -245,7 +233,7 @@ impl<'a> Limits<'a> {
         ] {
             if !value.is_empty() {
                 self.journal
-                    .write(self.need("cpuset", field)?, file, value)?;
+                    .write(self.record.need("cpuset", field)?, file, value)?;
             }
         }
         Ok(())
@@ -253,7 +241,7 @@ impl<'a> Limits<'a> {
 
     fn block_io(&self, block_io: &BlockIo) -> Result<(), CgroupError> {
         let write = |file: &str, value: String| {
-            let directory = self.need("blkio", "blockIO")?;
+            let directory = self.record.need("blkio", "blockIO")?;
             match self.journal.write(directory, file, &value) {
                 Err(CgroupError::Io { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound =>
@@ -270,7 +258,7 @@ impl<'a> Limits<'a> {
         let weighted = |name: &str| {
             let bfq = format!("blkio.bfq.{name}");
             let plain = format!("blkio.{name}");
-            let directory = self.directory("blkio");
+            let directory = self.record.directory("blkio");
             if directory.is_some_and(|directory| directory.join(&bfq).exists()) {
                 bfq
             } else {

@@ -43,6 +43,9 @@ const MAX_STREAMS: u32 = 256;
 /// How long calls may take to end after a signal; pods live on either way.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long writable layers are left alone between two measurements: what containerd's collector waits.
+const MEASURE: Duration = Duration::from_secs(10);
+
 /// How often the built-in network's rules are looked at.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 
@@ -73,6 +76,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
 
     spawn("network watch", watch_network(engine.clone()));
+    spawn(
+        "measure writable layers",
+        watch_containers(Arc::clone(&engine.images)),
+    );
     let control = control::server::listen(&config.control_socket())?;
     spawn(
         "control",
@@ -129,6 +136,16 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("calls still at work are cut");
     }
     Ok(())
+}
+
+/// Measures the writable layers of containers from time to time, one after the other.
+async fn watch_containers(images: Arc<Images>) {
+    loop {
+        if let Err(failure) = images.measure_containers().await {
+            tracing::warn!(error = %failure, "writable layers could not be measured");
+        }
+        tokio::time::sleep(MEASURE).await;
+    }
 }
 
 /// Makes the built-in network's rules again when somebody flushed them (CVE-2025-54388's class).

@@ -32,6 +32,7 @@ pub mod kernel;
 pub mod payload;
 pub mod power;
 pub mod results;
+pub mod store;
 pub mod suite;
 
 use boot::{Accelerator, Disk, Machine, Resources, Show};

@@ -3,14 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use axil_integration::build::ContainerBuilder;
 use axil_integration::children;
+use axil_integration::eventually::within;
 use axil_integration::guard::Need;
 use axil_integration::images::{Compression, Entry, Image, Layer, busybox};
 use axil_integration::lab::Lab;
@@ -481,6 +480,39 @@ fn privileged_the_disk_is_accounted_for_as_du_counts_it_and_free_after_a_removal
     lab.close(node);
 }
 
+#[test]
+fn privileged_writable_layers_are_told_of_at_once_when_the_daemon_comes_back() {
+    let Some(lab) = Lab::open() else { return };
+    let (mut node, image) = lab.node_with_busybox();
+    let used = |node: &Node| {
+        let told = node
+            .image_fs_info()
+            .unwrap()
+            .container_filesystems
+            .remove(0);
+        told.used_bytes.unwrap().value
+    };
+    assert_eq!(used(&node), 0);
+    let pod = node.up(&lab.pod("p")).unwrap();
+    let busy = ContainerBuilder::new("busy", &image).command(&["/bin/sleep", "1000"]);
+    let container = node.run_in(&pod, &busy).unwrap();
+    node.sh(
+        &container,
+        "dd if=/dev/urandom of=/big bs=1M count=5 2>/dev/null",
+    );
+    within(
+        Duration::from_secs(60),
+        "the writable layer is measured",
+        || (used(&node) > 5 << 20).then_some(()),
+    );
+    let told = used(&node);
+    assert!(told < 6 << 20, "{told}");
+    node.kill9();
+    node.launch(None).unwrap();
+    assert_eq!(used(&node), told);
+    lab.close(node);
+}
+
 /// Kills of the everyday form; `AXIL_TEST_KILLS` asks for more.
 const KILLS: u32 = 12;
 
@@ -530,16 +562,11 @@ fn privileged_a_daemon_killed_in_pulls_and_removals_leaves_a_clean_store() {
         (&json!(0), &json!(0), &json!(0)),
         "{report:#}"
     );
-    let ingest = fs::read_dir(node.root().join("content/ingest")).unwrap();
-    // Partly received layers stay for an hour, for the next pull.
-    let whole = ingest
-        .flatten()
-        .filter(|entry| entry.metadata().unwrap().size() == 0);
-    assert_eq!(whole.count(), 0);
-    let ingest = node.root().join("content/ingest");
-    Command::new("find")
-        .args([ingest.to_str().unwrap(), "-name", "*.part", "-delete"])
-        .status()
-        .unwrap();
+    // Partly received layers stay for an hour, for the next pull; nothing else does.
+    for entry in fs::read_dir(node.root().join("content/ingest")).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(path.extension().unwrap(), "part", "{}", path.display());
+        fs::remove_file(path).unwrap();
+    }
     lab.close(node);
 }

@@ -2,4 +2,5 @@
 
 pub mod chain;
 pub(crate) mod kind;
+pub(crate) mod measured;
 pub mod store;

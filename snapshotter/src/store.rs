@@ -4,6 +4,8 @@
 //! <root>/lock                              held while a store is open
 //! <root>/content/blobs/<alg>/<hex>         whole, verified, durable
 //! <root>/content/ingest/<chain>.<alg>.<hex>.part   compressed layer as far as it was received
+//! <root>/content/boot                      the boot in which that was
+//! <root>/measured                          what writable layers took when they were measured last
 //! <root>/snapshots/<id>/fs                 files of a layer or of a container
 //! <root>/snapshots/<id>/work               work directory of overlayfs, containers only
 //! <root>/snapshots/meta/<id>.json          makes <id> exist
@@ -39,6 +41,7 @@ use crate::error::{ErrorClass, PathError};
 use crate::gc::Roots;
 use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{ActiveRecord, LayerRecord, RECORD_MAX, Record, SnapshotId};
+use crate::snapshot::measured;
 use crate::tree::{Usage, allocated, remove_tree};
 
 /// Content, layers and snapshots below one root directory. Cheap to clone; all clones are the
@@ -60,6 +63,7 @@ impl fmt::Debug for Store {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) root: PathBuf,
+    pub(crate) top: OwnedFd,
     pub(crate) blobs: OwnedFd,
     pub(crate) ingest: OwnedFd,
     pub(crate) snapshots: OwnedFd,
@@ -135,6 +139,8 @@ pub(crate) struct InFlight {
 pub(crate) struct Active {
     pub(crate) record: ActiveRecord,
     pub(crate) phase: ActivePhase,
+    /// What it took when it was measured last.
+    pub(crate) usage: Usage,
 }
 
 /// Where a container's snapshot is in its life.
@@ -274,8 +280,10 @@ impl Store {
             let dir = make_dir(&blobs, algorithm.as_str())?;
             load_blobs(&dir, algorithm, &mut index)?;
         }
-        ingest::sweep(&ingest)?;
+        index.swept = ingest::sweep(&ingest, &content)?;
         load_snapshots(&snapshots, &meta, &mut index)?;
+        measured::load(&top, &mut index);
+        measured::keep(&top, &index)?;
         // A record is shorter than any block.
         let record_bytes = fstat(&meta)
             .map_err(|error| PathError::new("stat", "snapshots/meta", error))?
@@ -284,6 +292,7 @@ impl Store {
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
+                top,
                 blobs,
                 ingest,
                 snapshots,
@@ -724,6 +733,7 @@ fn load_record(
                 Active {
                     record,
                     phase: ActivePhase::Ready,
+                    usage: Usage::default(),
                 },
             );
         }

@@ -216,6 +216,18 @@ impl Layers for LayerStore {
         .await
     }
 
+    fn containers_usage(&self) -> Usage {
+        self.store.actives_usage()
+    }
+
+    async fn measure_containers(&self) -> Answer<()> {
+        let store = Arc::clone(&self.store);
+        blocking("measure writable layers", move || {
+            store.measure_actives().map_err(failed)
+        })
+        .await
+    }
+
     async fn read_archive(&self, source: Box<dyn Read + Send>) -> Answer<Vec<ArchivedImage>> {
         let store = Arc::clone(&self.store);
         blocking("read an archive of images", move || {

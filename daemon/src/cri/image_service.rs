@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axil_proto::cri;
 use axil_proto::cri::image_service_server::ImageService;
+use axil_snapshotter::Usage;
 use tonic::{Request, Response, Status};
 
 use super::convert::{image, need};
@@ -136,7 +137,7 @@ impl ImageService for ImageCalls {
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
         call(&self.metrics, "ImageFsInfo", async {
             let usage = self.engine.images.usage().await?;
-            let filesystem = cri::FilesystemUsage {
+            let filesystem = |usage: Usage| cri::FilesystemUsage {
                 timestamp: unix_nanos(),
                 fs_id: Some(cri::FilesystemIdentifier {
                     mountpoint: self.store.clone(),
@@ -148,8 +149,8 @@ impl ImageService for ImageCalls {
             };
             // Writable layers live beside the image layers, on the same file system.
             Ok(cri::ImageFsInfoResponse {
-                image_filesystems: vec![filesystem.clone()],
-                container_filesystems: vec![filesystem],
+                image_filesystems: vec![filesystem(usage)],
+                container_filesystems: vec![filesystem(self.engine.images.containers_usage())],
             })
         })
         .await

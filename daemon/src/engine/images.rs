@@ -242,6 +242,20 @@ impl Images {
         self.layers.usage().await
     }
 
+    /// Bytes and inodes of the writable layers of containers, as they were measured last.
+    #[must_use]
+    pub fn containers_usage(&self) -> Usage {
+        self.layers.containers_usage()
+    }
+
+    /// Measures the writable layers of containers.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub async fn measure_containers(&self) -> Result<(), Failure> {
+        self.layers.measure_containers().await
+    }
+
     /// The image configuration as it was pulled.
     ///
     /// # Errors

@@ -156,8 +156,12 @@ pub trait Layers: Send + Sync {
     async fn collect(&self, roots: Roots) -> Answer<u64>;
     /// Bytes and inodes of the committed stacks, each layer counted once.
     fn size_of(&self, chains: &[ChainId]) -> u64;
-    /// Bytes and inodes of everything.
+    /// Bytes and inodes of everything but the writable layers of containers.
     async fn usage(&self) -> Answer<Usage>;
+    /// Bytes and inodes of the writable layers of containers, as they were measured last.
+    fn containers_usage(&self) -> Usage;
+    /// Measures the writable layers of containers.
+    async fn measure_containers(&self) -> Answer<()>;
     /// Reads an archive of images to its end and finds what is in it.
     async fn read_archive(&self, source: Box<dyn Read + Send>) -> Answer<Vec<ArchivedImage>>;
     /// The archive of a committed layer, uncompressed; none when it cannot be made again.

@@ -15,6 +15,7 @@ use axil_integration::vm::boot::{Accelerator, Resources, Show};
 use axil_integration::vm::payload::Payload;
 use axil_integration::vm::power::{Cut, Moment};
 use axil_integration::vm::results::Report;
+use axil_integration::vm::store::StoreCuts;
 use axil_integration::vm::suite::{Driver, RunOptions, Suite};
 use axil_integration::vm::{Lane, LaneOptions};
 use clap::{Parser, ValueEnum};
@@ -42,9 +43,12 @@ struct Arguments {
     /// Tests at a time.
     #[arg(long, default_value_t = 2)]
     jobs: u32,
-    /// Power cuts to check.
+    /// Power cuts to check, of files and of a store of images.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     power_cuts: u32,
+    /// Only the power cuts.
+    #[arg(long, conflicts_with_all = ["short", "filter", "driver", "run", "list"])]
+    only_power_cuts: bool,
     /// Run this shell script in the guest instead of tests, with its files in $RESULTS brought back.
     #[arg(long, value_name = "SCRIPT")]
     run: Option<String>,
@@ -177,6 +181,7 @@ fn lane(arguments: &Arguments) -> Result<()> {
     ));
     match &arguments.run {
         Some(script) => run_script(&lane, arguments, script),
+        None if arguments.only_power_cuts => cut_power(&lane, arguments.power_cuts, &scratch),
         None => run_suites(&lane, arguments, &scratch),
     }
 }
@@ -220,7 +225,7 @@ fn run_suites(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> 
         keep(&report, scratch, driver.name())?;
         reports.push(report);
     }
-    let cuts = cut_power(lane, arguments.power_cuts);
+    let cuts = cut_power(lane, arguments.power_cuts, scratch);
     out("==> summary");
     for phase in lane.phases() {
         out(format!("    {}: {}", phase.name, elapsed(phase.took)));
@@ -262,16 +267,23 @@ fn keep(report: &Report, scratch: &Path, name: &str) -> Result<()> {
     fs::write(scratch.join(format!("{name}.json")), json).context("write the report as JSON")
 }
 
-fn cut_power(lane: &Lane, count: u32) -> Result<()> {
+fn cut_power(lane: &Lane, count: u32, scratch: &Path) -> Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    out("==> power cuts");
+    let store = StoreCuts::prepare(scratch)?;
     for round in 1..=count {
-        if round == 1 {
-            out("==> power cuts");
-        }
         let begun = Instant::now();
         let checked = lane.check_power_cuts("power", 3 * round)?;
         let found = checked.text("found")?;
         let took = elapsed(begun.elapsed());
         out(format!("    {round}: {}; {took}", found.trim()));
+        let begun = Instant::now();
+        let checked = store.check(lane, round)?;
+        let found = checked.text("found")?;
+        let took = elapsed(begun.elapsed());
+        out(format!("    {round}, store: {}; {took}", found.trim()));
     }
     Ok(())
 }

@@ -10,11 +10,16 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::digest::Digest;
+use crate::durable::Prepared;
 use crate::error::PathError;
 use crate::snapshot::chain::ChainId;
-use crate::store::names;
+use crate::store::{names, read_bounded};
 use crate::tree::{Usage, allocated};
 
+/// Where the kernel tells one boot from another (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The file that says in which boot partial downloads were received.
+const BOOT: &str = "boot";
 /// What ends the names of partial downloads.
 const SUFFIX: &str = ".part";
 /// How long a partial download nobody works on is kept by garbage collection. The kubelet's
@@ -106,14 +111,26 @@ pub(crate) fn discard(dir: &OwnedFd, name: &str) -> Result<(), PathError> {
     }
 }
 
-/// Removes everything that is not a partial download.
-pub(crate) fn sweep(dir: &OwnedFd) -> Result<(), PathError> {
+/// Removes everything that is not a partial download. After a boot partial downloads go as well: they were not
+/// synced, so that a power cut may have left them with the right length and without their bytes.
+///
+/// `content` has the file that tells one boot from another. Answers what was removed.
+pub(crate) fn sweep(dir: &OwnedFd, content: &OwnedFd) -> Result<Vec<String>, PathError> {
+    let boot = std::fs::read(BOOT_ID).map_err(|source| PathError::new("read", BOOT_ID, source))?;
+    let is_of_this_boot = read_bounded(content, BOOT, 256).is_ok_and(|known| known == boot);
+    let mut swept = Vec::new();
     for (name, blob, _) in partials(dir)? {
-        if blob.is_none() {
+        if blob.is_none() || !is_of_this_boot {
             discard(dir, &name)?;
+            swept.push(format!("content/ingest/{name}"));
         }
     }
-    Ok(())
+    if !is_of_this_boot {
+        // Order: after the removals. Lost with the power it only costs another sweep.
+        let written = Prepared::write(content, BOOT, &boot).and_then(|mut file| file.publish());
+        written.map_err(|source| PathError::new("write", format!("content/{BOOT}"), source))?;
+    }
+    Ok(swept)
 }
 
 /// Names what is there and is no partial download.

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use super::chain::ChainId;
 use super::kind::{ActiveRecord, Record, SnapshotId};
+use super::measured;
 use crate::confined::open_dir;
 use crate::durable::{atomic_write, sync_dir};
 use crate::error::{ErrorClass, PathError, shown};
@@ -131,6 +132,7 @@ impl Store {
             let active = Active {
                 record,
                 phase: ActivePhase::Preparing,
+                usage: Usage::default(),
             };
             index.actives.insert(key.to_owned(), active);
             lowers
@@ -144,6 +146,11 @@ impl Store {
                 let active = Active {
                     record,
                     phase: ActivePhase::Ready,
+                    // Its directory, its files' and overlayfs' own.
+                    usage: Usage {
+                        bytes: 3 * self.shared.record_bytes,
+                        inodes: 3,
+                    },
                 };
                 index.actives.insert(key.to_owned(), active);
                 Ok(mounts)
@@ -307,6 +314,61 @@ impl Store {
         open_dir(&self.shared.snapshots, path.as_bytes())
             .and_then(measure)
             .map_err(|source| PathError::new("measure", format!("snapshots/{path}"), source).into())
+    }
+
+    /// Returns what all writable layers took when each was measured last, with their records. Nothing is
+    /// measured now; see [`Store::measure_actives`].
+    #[must_use]
+    pub fn actives_usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for active in self.shared.index().actives.values() {
+            usage += active.usage;
+            usage += Usage {
+                bytes: self.shared.record_bytes,
+                inodes: 1,
+            };
+        }
+        usage
+    }
+
+    /// Measures every writable layer, one after the other, and keeps the result, also for the next start.
+    ///
+    /// # Errors
+    /// The class of the first I/O error; the rest is measured all the same.
+    pub fn measure_actives(&self) -> Result<(), PathError> {
+        let actives: Vec<(String, SnapshotId)> = {
+            let index = self.shared.index();
+            let ready = index
+                .actives
+                .values()
+                .filter(|active| active.phase == ActivePhase::Ready);
+            ready
+                .map(|active| (active.record.key.clone(), active.record.id))
+                .collect()
+        };
+        let mut outcome = Ok(());
+        for (key, id) in actives {
+            let measured =
+                open_dir(&self.shared.snapshots, id.to_string().as_bytes()).and_then(measure);
+            match measured {
+                Ok(usage) => {
+                    let mut index = self.shared.index();
+                    if let Some(active) = index.actives.get_mut(&key)
+                        && active.record.id == id
+                    {
+                        active.usage = usage;
+                    }
+                }
+                // Removed in the meantime.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    let error = PathError::new("measure", format!("snapshots/{id}"), source);
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        let kept = measured::keep(&self.shared.top, &self.shared.index());
+        outcome.and(kept)
     }
 
     /// Returns the keys of all writable layers, sorted.

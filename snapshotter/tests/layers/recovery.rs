@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use axil_snapshotter::{ContentError, Digest, ErrorClass, OpenError, Store};
+use axil_snapshotter::{Compression, ContentError, Digest, ErrorClass, OpenError, Store};
 
 use crate::archive::Archive;
-use crate::world::{World, can_run, names};
+use crate::world::{Layer, World, can_run, names};
 
 #[test]
 fn privileged_unfinished_things_go_and_finished_ones_stay() {
@@ -44,6 +44,82 @@ fn privileged_unfinished_things_go_and_finished_ones_stay() {
             .iter()
             .any(|option| option.ends_with("/snapshots/78/fs"))
     );
+}
+
+#[test]
+fn privileged_partial_downloads_do_not_survive_a_boot() {
+    if !can_run() {
+        return;
+    }
+    let world = World::new();
+    let archive = Archive::new().file("f", &[7; 100_000]).finish();
+    let layer = Layer::compressed(None, &archive, Compression::None);
+    let received = |world: &World| {
+        let ingest = world.store.begin_layer(layer.request.clone()).unwrap();
+        ingest.resume_offset()
+    };
+    let half = &layer.blob[..50_000];
+    let cut = world
+        .store
+        .begin_layer(layer.request.clone())
+        .unwrap()
+        .unpack(half);
+    assert_eq!(cut.unwrap_err().class(), ErrorClass::Unavailable);
+    let world = world.reopened();
+    assert_eq!(
+        received(&world),
+        50_000,
+        "the process ended, the machine did not"
+    );
+    assert!(world.store.swept().is_empty());
+    // As a power cut may leave it: the length is there, the bytes are not.
+    let part = world.root.join("content/ingest");
+    let part = part.join(&names(&part)[0]);
+    fs::write(&part, vec![0; 50_000]).unwrap();
+    fs::write(world.root.join("content/boot"), "another boot\n").unwrap();
+    let world = world.reopened();
+    assert_eq!(world.store.swept().len(), 1);
+    assert_eq!(received(&world), 0);
+    let staged = world.stage(&layer).unwrap();
+    world.store.commit_layers(vec![staged]).unwrap();
+}
+
+#[test]
+fn privileged_writable_layers_are_measured_and_the_sizes_known_at_the_next_start() {
+    if !can_run() {
+        return;
+    }
+    let world = World::new();
+    let chain = world
+        .pull(&[Archive::new().file("f", b"x").finish()])
+        .unwrap();
+    world.store.prepare("c", Some(&chain)).unwrap();
+    let fresh = world.store.actives_usage();
+    assert_eq!(fresh.inodes, 4, "three directories and the record");
+    let mounts = world.store.mounts("c").unwrap();
+    let upper = mounts[0]
+        .options
+        .iter()
+        .find_map(|option| option.strip_prefix("upperdir="));
+    fs::write(
+        std::path::Path::new(upper.unwrap()).join("big"),
+        vec![1; 1 << 20],
+    )
+    .unwrap();
+    assert_eq!(world.store.actives_usage(), fresh);
+    world.store.measure_actives().unwrap();
+    let grown = world.store.actives_usage();
+    assert_eq!(grown.inodes, 5);
+    assert!(grown.bytes >= fresh.bytes + (1 << 20), "{grown:?}");
+    let world = world.reopened();
+    assert_eq!(world.store.actives_usage(), grown);
+    // What cannot be read costs an answer its precision, not the start.
+    fs::write(world.root.join("measured"), "{").unwrap();
+    let world = world.reopened();
+    world.store.measure_actives().unwrap();
+    assert_eq!(world.store.actives_usage(), grown);
+    world.store.remove("c").unwrap();
+    assert_eq!(world.store.actives_usage().bytes, 0);
 }
 
 #[test]

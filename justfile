@@ -51,9 +51,12 @@ critest *args:
     critest --runtime-endpoint {{endpoint}} --image-endpoint {{endpoint}} {{args}}
 
 # Fuzzes a target of runc-lite; needs nightly and cargo-fuzz. Options after the name go to libFuzzer.
-fuzz target *args:
-    mkdir -p runc-lite/fuzz/corpus/{{target}}
-    cd runc-lite/fuzz && cargo +nightly fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- \
+fuzz target *args: (fuzz-of "runc-lite" target args)
+
+# Fuzzes a target of a package (runc-lite, daemon), as `fuzz` does.
+fuzz-of package target *args:
+    mkdir -p {{package}}/fuzz/corpus/{{target}}
+    cd {{package}}/fuzz && cargo +nightly fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- \
         -dict=dictionaries/documents.dict -rss_limit_mb=512 -timeout=5 {{args}}
 
 # Measures runc-lite against crun and runc, in turns on one bundle; needs root.

@@ -9,6 +9,7 @@ pub mod control;
 pub mod cri;
 pub mod domain;
 pub mod engine;
+pub mod fuzzing;
 pub mod host;
 pub mod metrics;
 pub mod pieces;

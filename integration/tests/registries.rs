@@ -374,7 +374,7 @@ fn privileged_hostile_registries_are_refused_with_a_reason_and_bounded() {
             "a token that drips",
             with_token("/token", || drip("application/json", 1000)),
             slow,
-            "token",
+            "within 1000 ms",
         ),
         (
             "a token that is none",

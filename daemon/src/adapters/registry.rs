@@ -28,6 +28,7 @@ mod credentials;
 mod document;
 mod error;
 mod exchange;
+pub(crate) mod fuzzing;
 mod hosts;
 #[cfg(test)]
 mod image;

@@ -253,7 +253,7 @@ fn realm(host: &Host, realm: Option<&str>) -> Result<Target, Problem> {
 
 /// Returns the scope to ask for. A mirror may call the repository by a longer name; then the
 /// challenge's name is taken, and never more than `pull`.
-fn scope(repository: &str, offered: Option<&str>) -> String {
+pub(super) fn scope(repository: &str, offered: Option<&str>) -> String {
     let suffix = format!("/{repository}");
     let longer = offered.unwrap_or_default().split(' ').find_map(|scope| {
         let name = scope.strip_prefix("repository:")?.rsplit_once(':')?.0;

@@ -163,7 +163,11 @@ enum RawClient {
     Pairs(Vec<(String, String)>),
 }
 
-fn parse(text: &str, file: &Path, reference_host: &str) -> Result<Vec<HostConfig>, HostsError> {
+pub(super) fn parse(
+    text: &str,
+    file: &Path,
+    reference_host: &str,
+) -> Result<Vec<HostConfig>, HostsError> {
     let refuse = |key: &str, source: toml::de::Error| HostsError::Parse {
         path: file.to_owned(),
         key: key.to_owned(),

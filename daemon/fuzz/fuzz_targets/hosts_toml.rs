@@ -1,0 +1,6 @@
+//! Fuzzes `hosts_toml`; what it checks is in `daemon/src/fuzzing.rs`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| axild::fuzzing::hosts_toml(bytes));

@@ -1,0 +1,6 @@
+//! Fuzzes `image_index`; what it checks is in `daemon/src/fuzzing.rs`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| axild::fuzzing::image_index(bytes));

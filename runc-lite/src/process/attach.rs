@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::intermediate::{Role, bear};
-use super::message::{ChildEnd, LISTENER, ParentEnd, ToChild, ToParent, pair};
+use super::message::{ChildEnd, LISTENER, MAX_WARNINGS, ParentEnd, ToChild, ToParent, pair};
 use super::parent::{
     ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive, protect,
     set_oom_score, write_pid_file,
@@ -34,9 +34,6 @@ use crate::sys::{CloneFlags, close_all_except, exit_now};
 
 /// Init ended before or while the process was made.
 const STOPPED: &str = "cannot exec in a stopped container";
-/// Warnings taken from the new process: more than there can be, so that one in somebody else's hands does not
-/// fill the log for ever.
-const MAX_WARNINGS: usize = 256;
 
 /// What `exec` is asked for.
 #[derive(Debug)]

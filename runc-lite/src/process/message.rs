@@ -37,6 +37,10 @@ const MAX_PAYLOAD: usize = 16 * 1024;
 /// top, see [`Channel::wait_longer`].
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Warnings taken from one process: more than there can be, so that one in somebody else's hands does not fill
+/// the log for ever.
+pub(super) const MAX_WARNINGS: usize = 256;
+
 /// The packet of [`ToParent::Listener`], for whoever must send it without allocating.
 pub(super) const LISTENER: &[u8] = b"L";
 

@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_beha
 use super::hooks::Surroundings;
 use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
-use super::message::{ParentEnd, ToChild, ToParent, pair};
+use super::message::{MAX_WARNINGS, ParentEnd, ToChild, ToParent, pair};
 use super::net_devices::{MovedDevices, NetDeviceError};
 use super::placement::{Made, Placement};
 use super::terminal::Console;
@@ -539,6 +539,7 @@ fn watch_init(
         .wait_longer(hooks::patience(&plan.hooks.create_container))
         .map_err(talk)?;
     channel.send(&ToChild::Proceed).map_err(talk)?;
+    let mut warnings = 0;
     loop {
         let received = channel.receive_with_descriptor().map_err(talk)?;
         let (message, descriptor) = received.map_or((None, None), |(m, fd)| (Some(m), fd));
@@ -552,12 +553,16 @@ fn watch_init(
                     }),
                 };
             }
-            Some(ToParent::Warning(text)) => watch.log.warn(&text),
+            Some(ToParent::Warning(text)) if warnings < MAX_WARNINGS => {
+                warnings += 1;
+                watch.log.warn(&text);
+            }
             Some(ToParent::MapIds(index)) => {
                 watch.map_ids(u32::from_le_bytes(index), descriptor)?;
                 channel.send(&ToChild::IdsMapped).map_err(talk)?;
             }
-            Some(ToParent::RunHooks) => {
+            // Once: a tracer in a PID namespace that was joined could repeat it.
+            Some(ToParent::RunHooks) if aftermath.is_none() => {
                 *aftermath = Some(Aftermath {
                     poststop: plan.hooks.poststop.clone(),
                     state: state_text(
@@ -578,7 +583,7 @@ fn watch_init(
                 channel.send(&ToChild::HooksDone).map_err(talk)?;
             }
             Some(ToParent::Failed(reason)) => return Err(ProcessError::Child { reason }),
-            Some(other @ (ToParent::Born(_) | ToParent::Listener)) => {
+            Some(other) => {
                 return Err(ProcessError::Child {
                     reason: format!("unexpected {other:?}"),
                 });

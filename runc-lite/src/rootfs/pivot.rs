@@ -1,13 +1,13 @@
 //! Into the container's root and out of the host's.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 
-use super::mounts::{attach, propagate};
+use super::mounts::{attach, clone_of, propagate};
 use super::{Root, RootfsError, Sources, io_error};
 use crate::plan::{Propagation, PropagationKind, RootfsPlan};
 use crate::sys::{MountAttributes, mount_setattr};
@@ -27,13 +27,12 @@ pub fn enter(
     propagate_host(cut_off(plan))?;
     let path = bundle.join(&plan.path);
     let text = path.display().to_string();
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let place = rustix::fs::openat(CWD, &path, flags, Mode::empty());
+    let place = open_rootfs(&path);
     if let Some(tree) = sources.into_iter().find_map(Sources::rootfs) {
         let place = match place {
             // A directory on the way keeps the container's users out. The root serves as well: what lies
             // on it is seen from the new root only.
-            Err(Errno::ACCESS) => rustix::fs::openat(CWD, "/", flags, Mode::empty()),
+            Err(Errno::ACCESS) => open_rootfs(Path::new("/")),
             other => other,
         };
         let place = place.map_err(|e| io_error("open the rootfs", &text, e))?;
@@ -44,13 +43,16 @@ pub fn enter(
         ));
     }
     let place = place.map_err(|e| io_error("open the rootfs", &text, e))?;
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(&place, "", clone).map_err(|e| io_error("clone the rootfs", &text, e))?;
+    let tree = clone_of(place.as_fd(), true).map_err(|e| io_error("clone the rootfs", &text, e))?;
     attach(tree.as_fd(), place.as_fd()).map_err(|e| io_error("mount the rootfs", &text, e))?;
     Ok(Root::new(tree))
+}
+
+/// Opens the container's root on the host. That it is no link was checked before anything was made; here it
+/// holds for what is used.
+pub(super) fn open_rootfs(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
 }
 
 /// What the mounts of the host become in the container's namespace: they never send anything back.

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mounts::{clone_of, failed, propagate};
-use super::pivot::cut_off;
+use super::pivot::{cut_off, open_rootfs};
 use super::{Root, RootfsError, io_error};
 use crate::plan::{IdmapPlan, MountKind, MountPlan, Plan, Propagation};
 use crate::spec::clean_path;
@@ -58,7 +58,9 @@ impl Sources {
         if which == Which::All {
             let path = bundle.join(&plan.rootfs.path);
             let text = path.display().to_string();
-            let tree = clone(&path, true).map_err(|e| io_error("clone the rootfs", &text, e))?;
+            let tree = open_rootfs(&path)
+                .and_then(|place| clone_of(place.as_fd(), true))
+                .map_err(|e| io_error("clone the rootfs", &text, e))?;
             propagate(tree.as_fd(), &[cut])
                 .map_err(|e| io_error("change the propagation of", &text, e))?;
             sources.rootfs = Some(tree);

@@ -8,11 +8,12 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use super::error::{ProcessError, io_error};
+use super::host::check_labels;
 use super::intermediate::{Role, bear};
 use super::message::{ChildEnd, LISTENER, MAX_WARNINGS, ParentEnd, ToChild, ToParent, pair};
 use super::parent::{
-    ProcessError, agent_state, check_labels, io_error, open_pidfd, proceed_and_receive, protect,
-    set_oom_score, write_pid_file,
+    agent_state, open_pidfd, proceed_and_receive, protect, set_oom_score, write_pid_file,
 };
 use super::terminal::Console;
 use super::user_namespace::{

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-use super::parent::{ProcessError, io_error};
+use super::error::{ProcessError, io_error};
 use crate::config::{Config, Process};
 use crate::log::Log;
 use crate::plan::{Plan, RootfsPlan};

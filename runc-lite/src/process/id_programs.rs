@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::parent::{ProcessError, io_error};
+use super::error::{ProcessError, io_error};
 use super::wait::wait_for_exit;
 use crate::plan::IdMapping;
 

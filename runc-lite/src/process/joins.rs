@@ -8,7 +8,7 @@ use rustix::fs::{CWD, FsWord, Mode, OFlags, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::parent::{ProcessError, io_error};
+use super::error::{ProcessError, io_error};
 use crate::plan::{NamespaceKind, Namespaces, Plan};
 use crate::sys::namespace_type;
 

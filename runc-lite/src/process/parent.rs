@@ -1,138 +1,35 @@
 //! The creating process: prepares, bears init, watches it get ready, and leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
 
+use super::error::{ProcessError, io_error};
 use super::hooks::Surroundings;
+use super::host::check_host;
 use super::init::{self, Inheritance};
 use super::intermediate::{Role, Waiting, bear};
 use super::message::{MAX_WARNINGS, ParentEnd, ToChild, ToParent, pair};
-use super::net_devices::{MovedDevices, NetDeviceError};
 use super::placement::{Made, Placement};
 use super::terminal::Console;
+use super::undo::Undo;
 use super::user_namespace::UserNamespace;
-use super::wait::{KILL_PATIENCE, end, wait_for_exit};
+use super::wait::{KILL_PATIENCE, end};
 use super::{
-    bundle, gate, hooks, joins, net_devices, placement, program, scheduling, time_namespace,
-    user_namespace,
+    bundle, gate, hooks, joins, net_devices, placement, scheduling, time_namespace, user_namespace,
 };
-use crate::cgroup::{Cgroup, CgroupError, Driver, Hierarchies, Wish};
+use crate::cgroup::{Cgroup, Driver, Hierarchies, Wish};
 use crate::config::{Hook, StateDocument};
 use crate::log::Log;
 use crate::plan::{IdMappings, IdmapPlan, NamespaceKind, Plan};
-use crate::resctrl::{self, ResctrlError, ResctrlRecord};
+use crate::resctrl;
 use crate::rootfs::{CgroupView, Sources, Which};
+use crate::seccomp;
 use crate::seccomp::agent::{ContainerProcessState, SECCOMP_FD};
-use crate::seccomp::{self, SeccompError};
-use crate::spec::SpecError;
-use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory, StateError};
+use crate::state::{CONFIG_FILE, ContainerId, ProcessIdentity, Record, StateDirectory};
 use crate::sys::{CloneFlags, Forked, clone3};
-
-/// Why a process could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    /// The document is refused.
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// A document that is a directory, a device or a FIFO.
-    #[error("{path} is not a file")]
-    NotAFile {
-        /// Path.
-        path: PathBuf,
-    },
-    /// A document nobody writes.
-    #[error("{path} is larger than {limit} bytes")]
-    TooLarge {
-        /// File.
-        path: PathBuf,
-        /// Bytes.
-        limit: u64,
-    },
-    /// The document is no JSON, or not of this form.
-    #[error("{path} is not an OCI runtime document")]
-    Document {
-        /// File.
-        path: PathBuf,
-        /// What serde says.
-        source: serde_json::Error,
-    },
-    /// The seccomp profile is refused.
-    #[error(transparent)]
-    Seccomp(#[from] SeccompError),
-    /// The cgroup could not be made.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// An interface of the host could not be had.
-    #[error(transparent)]
-    NetDevice(#[from] NetDeviceError),
-    /// The resctrl class could not be had.
-    #[error(transparent)]
-    Resctrl(#[from] ResctrlError),
-    /// The record could not be written.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A value of the document that this host cannot serve.
-    #[error("config.json: {field}: {value:?} {reason}")]
-    Host {
-        /// JSON path of the field.
-        field: String,
-        /// What was found.
-        value: String,
-        /// What the host lacks.
-        reason: String,
-    },
-    /// A system call failed.
-    #[error("cannot {operation} {object}")]
-    Io {
-        /// Verb.
-        operation: &'static str,
-        /// Object.
-        object: String,
-        /// Errno.
-        source: std::io::Error,
-    },
-    /// Terminal and console socket do not go together.
-    #[error("{reason}")]
-    Terminal {
-        /// Why not.
-        reason: &'static str,
-    },
-    /// An ordinary user may not make the cgroup that is asked for.
-    #[error("unable to apply cgroup configuration: {reason}: {cause}")]
-    Rootless {
-        /// What is asked for.
-        reason: String,
-        /// What the kernel says.
-        cause: String,
-    },
-    /// The container's side said why.
-    #[error("{reason}")]
-    Child {
-        /// Its words.
-        reason: String,
-    },
-    /// A hook of the runtime's side failed.
-    #[error("{reason}")]
-    Hook {
-        /// Kind, index, program, reason.
-        reason: String,
-    },
-}
-
-pub(super) fn io_error(
-    operation: &'static str,
-    object: impl Into<String>,
-    source: impl Into<std::io::Error>,
-) -> ProcessError {
-    ProcessError::Io {
-        operation,
-        object: object.into(),
-        source: source.into(),
-    }
-}
 
 /// What `create` and `run` are asked for.
 #[derive(Debug)]
@@ -636,105 +533,6 @@ pub(crate) fn agent_state<'a>(
     }
 }
 
-/// The checks that need the host, still before any side effect.
-fn check_host(plan: &Plan) -> Result<(), ProcessError> {
-    check_labels(&plan.process)?;
-    if program::is_label(&plan.mount_label) && !has_selinux() {
-        return Err(ProcessError::Host {
-            field: "linux.mountLabel".to_owned(),
-            value: plan.mount_label.clone(),
-            reason: "needs SELinux, which this kernel does not run".to_owned(),
-        });
-    }
-    time_namespace::check(&plan.time_offsets)?;
-    for kind in [NamespaceKind::User, NamespaceKind::Time] {
-        let file = format!("/proc/self/ns/{}", kind.proc_name());
-        if plan.namespaces.separates(kind) && !Path::new(&file).exists() {
-            return Err(ProcessError::Host {
-                field: "linux.namespaces".to_owned(),
-                value: kind.name().to_owned(),
-                reason: "is a kind of namespace this kernel does not have".to_owned(),
-            });
-        }
-    }
-    let host_network = plan
-        .namespaces
-        .joined(NamespaceKind::Network)
-        .filter(|path| joins::is_own(path, NamespaceKind::Network));
-    if let (Some(path), Some(device)) = (host_network, plan.net_devices.first()) {
-        return Err(ProcessError::Host {
-            field: format!("linux.netDevices[{:?}]", device.name),
-            value: device.new_name.clone(),
-            reason: format!(
-                "is there already: {} is the host's network namespace",
-                path.display()
-            ),
-        });
-    }
-    if let (Some(path), Some((name, _))) = (
-        host_network,
-        plan.sysctls
-            .iter()
-            .find(|(name, _)| name.starts_with("net/")),
-    ) {
-        return Err(ProcessError::Host {
-            field: "linux.sysctl".to_owned(),
-            value: name.clone(),
-            reason: format!(
-                "would change the host: {} is its network namespace",
-                path.display()
-            ),
-        });
-    }
-    if let Some(path) = plan
-        .namespaces
-        .joined(NamespaceKind::Mount)
-        .filter(|path| joins::is_own(path, NamespaceKind::Mount))
-    {
-        return Err(ProcessError::Host {
-            field: "linux.namespaces.path".to_owned(),
-            value: path.display().to_string(),
-            reason: "is the host's own mount namespace".to_owned(),
-        });
-    }
-    Ok(())
-}
-
-/// Refuses labels for security modules that are not there: the container would run without them.
-pub(super) fn check_labels(process: &crate::plan::ProcessPlan) -> Result<(), ProcessError> {
-    let refuse = |field: &str, value: &str, module: &str| ProcessError::Host {
-        field: field.to_owned(),
-        value: value.to_owned(),
-        reason: format!("needs {module}, which this kernel does not run"),
-    };
-    if program::is_label(&process.apparmor_profile) && !has_apparmor() {
-        return Err(refuse(
-            "process.apparmorProfile",
-            &process.apparmor_profile,
-            "AppArmor",
-        ));
-    }
-    if program::is_label(&process.selinux_label) && !has_selinux() {
-        return Err(refuse(
-            "process.selinuxLabel",
-            &process.selinux_label,
-            "SELinux",
-        ));
-    }
-    Ok(())
-}
-
-/// Whether AppArmor is active.
-pub(crate) fn has_apparmor() -> bool {
-    std::fs::read("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|text| text.starts_with(b"Y"))
-}
-
-/// Whether SELinux is active.
-pub(crate) fn has_selinux() -> bool {
-    Path::new("/sys/fs/selinux/enforce").exists()
-}
-
 /// Sets the OOM score; lowering it needs CAP_SYS_RESOURCE, and without it the score stays as it is.
 pub(super) fn set_oom_score(pid: i32, score: i32, log: &Log) -> Result<(), ProcessError> {
     let path = format!("/proc/{pid}/oom_score_adj");
@@ -766,83 +564,6 @@ pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), ProcessError> 
         let _ = std::fs::remove_file(&temporary);
     }
     written.map_err(|e| io_error("write the pid file", path.display().to_string(), e))
-}
-
-/// What must be taken back when create fails: in reverse order of the making.
-struct Undo {
-    directory: Option<StateDirectory>,
-    group: Option<Box<dyn Cgroup>>,
-    init: Option<(i32, OwnedFd)>,
-    devices: Option<MovedDevices>,
-    resctrl: Option<ResctrlRecord>,
-}
-
-impl Undo {
-    fn new(directory: StateDirectory) -> Undo {
-        Undo {
-            directory: Some(directory),
-            group: None,
-            init: None,
-            devices: None,
-            resctrl: None,
-        }
-    }
-
-    fn directory(&self) -> &StateDirectory {
-        self.directory
-            .as_ref()
-            .expect("taken by disarm only, which consumes the undo")
-    }
-
-    /// The cgroup, if the container has one.
-    fn group(&self) -> Option<&dyn Cgroup> {
-        self.group.as_deref()
-    }
-
-    fn pidfd(&self) -> BorrowedFd<'_> {
-        let (_, pidfd) = self.init.as_ref().expect("set before the first use");
-        pidfd.as_fd()
-    }
-
-    fn whole_group(&self) -> &dyn Cgroup {
-        self.group().expect("set before the first use")
-    }
-
-    fn disarm(mut self) -> (StateDirectory, OwnedFd) {
-        let directory = self.directory.take().expect("taken by disarm only");
-        let (_, pidfd) = self.init.take().expect("set before the container is ready");
-        if let Some(devices) = self.devices.take() {
-            devices.keep();
-        }
-        (directory, pidfd)
-    }
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        let Some(directory) = self.directory.take() else {
-            return;
-        };
-        // Order: given back while there is a namespace that holds them for sure.
-        drop(self.devices.take());
-        let mut left = false;
-        if let Some((pid, pidfd)) = self.init.take() {
-            end(pid, pidfd.as_fd(), Duration::ZERO);
-            left |= !wait_for_exit(pidfd.as_fd(), Duration::ZERO);
-        }
-        left |= self
-            .resctrl
-            .take()
-            .is_some_and(|place| place.undo().is_err());
-        left |= self
-            .group
-            .take()
-            .is_some_and(|group| group.remove().is_err());
-        if !left {
-            let _ = directory.remove();
-        }
-        // Otherwise the record stays, so that delete can finish the work.
-    }
 }
 
 #[cfg(test)]

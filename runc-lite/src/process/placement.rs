@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::parent::ProcessError;
+use super::error::ProcessError;
 use super::user_namespace::{UserNamespace, is_privileged};
 use crate::cgroup::{self, Cgroup, CgroupDirectory, CgroupError, CgroupRecord, Hierarchies, Wish};
 use crate::config::{DeviceRule, Resources};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 
-use super::parent::{ProcessError, io_error};
+use super::error::{ProcessError, io_error};
 use crate::socket::{Address, connect, send_descriptor};
 
 /// How long whoever takes the master may take to accept the connection, and the master.

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::parent::{ProcessError, io_error};
+use super::error::{ProcessError, io_error};
 use crate::plan::{NamespaceKind, OffsetClock, Plan, TimeOffset};
 
 /// `KTIME_SEC_MAX / 2`: the latest a clock of a time namespace may show, in seconds.

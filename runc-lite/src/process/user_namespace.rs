@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Pid, Rlimit, Uid, getrlimit, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::error::{ProcessError, io_error};
 use super::id_programs::{self, Kind};
 use super::message::{ToParent, pair};
-use super::parent::{ProcessError, io_error};
 use super::wait::{KILL_PATIENCE, end};
 use crate::plan::{IdMapping, IdMappings, NamespaceKind, Plan, ProcessPlan};
 use crate::rootfs::is_in_user_namespace;

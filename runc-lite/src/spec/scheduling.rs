@@ -3,6 +3,8 @@
 //! Combinations that sched_setattr(2) and set_mempolicy(2) answer with EINVAL on every kernel are refused
 //! here, with the reason the kernel does not give.
 
+use std::ops::BitOr;
+
 use super::{SpecError, invalid};
 use crate::config::{ExecCpuAffinity, IoPriority, MemoryPolicy, Scheduler};
 use crate::plan::{AffinityPlan, IoPriorityPlan, MemoryPolicyPlan, NumberSet, SchedulerPlan};
@@ -65,20 +67,8 @@ pub(super) fn plan_scheduler(scheduler: &Scheduler) -> Result<SchedulerPlan, Spe
             "is not between -20 and 19",
         ));
     }
-    let mut flags = 0;
-    for (index, flag) in scheduler.flags.iter().enumerate() {
-        flags |= SCHEDULER_FLAGS
-            .iter()
-            .find(|(name, _)| name == flag)
-            .map(|(_, bits)| bits)
-            .ok_or_else(|| {
-                invalid(
-                    field(&format!("flags[{index}]")),
-                    flag,
-                    "is not a scheduler flag",
-                )
-            })?;
-    }
+    let wrong = "is not a scheduler flag";
+    let flags = bits_of(&SCHEDULER_FLAGS, &scheduler.flags, &field("flags"), wrong)?;
     check_priority(scheduler, policy)?;
     check_deadline(scheduler, policy)?;
     Ok(SchedulerPlan {
@@ -91,6 +81,25 @@ pub(super) fn plan_scheduler(scheduler: &Scheduler) -> Result<SchedulerPlan, Spe
         deadline: scheduler.deadline,
         period: scheduler.period,
     })
+}
+
+/// The bits that the `flags` of `field` stand for.
+fn bits_of<T>(
+    known: &[(&str, T)],
+    flags: &[String],
+    field: &str,
+    wrong: &str,
+) -> Result<T, SpecError>
+where
+    T: Copy + Default + BitOr<Output = T>,
+{
+    let mut bits = T::default();
+    for (index, flag) in flags.iter().enumerate() {
+        let found = known.iter().find(|(name, _)| name == flag);
+        let (_, bit) = found.ok_or_else(|| invalid(format!("{field}[{index}]"), flag, wrong))?;
+        bits = bits | *bit;
+    }
+    Ok(bits)
 }
 
 fn check_priority(scheduler: &Scheduler, policy: u32) -> Result<(), SpecError> {
@@ -242,20 +251,8 @@ pub(super) fn plan_memory_policy(policy: &MemoryPolicy) -> Result<MemoryPolicyPl
             "is an invalid memory policy mode",
         ));
     };
-    let mut mode = number;
-    for (index, flag) in policy.flags.iter().enumerate() {
-        mode |= MEMORY_FLAGS
-            .iter()
-            .find(|(name, _)| name == flag)
-            .map(|(_, bits)| bits)
-            .ok_or_else(|| {
-                invalid(
-                    field(&format!("flags[{index}]")),
-                    flag,
-                    "is an invalid memory policy flag",
-                )
-            })?;
-    }
+    let wrong = "is an invalid memory policy flag";
+    let mode = number | bits_of(&MEMORY_FLAGS, &policy.flags, &field("flags"), wrong)?;
     let nodes = if policy.nodes.trim().is_empty() {
         NumberSet::default()
     } else {

@@ -229,7 +229,17 @@ impl Check<'_> {
         for (position, layer) in layers.iter().enumerate() {
             self.progress("layers", position + 1, layers.len()).await;
             self.report.layers += 1;
-            let check = self.images.layers.check_layer(layer, depth).await?;
+            let check = match self.images.layers.check_layer(layer, depth).await {
+                Ok(check) => check,
+                // As on a full disk: it says nothing of the layer, and the others are looked at all the same.
+                Err(failure) => {
+                    self.found(
+                        format!("layer {layer}"),
+                        format!("cannot be checked: {failure}"),
+                    );
+                    continue;
+                }
+            };
             self.report.verified_bytes += check.verified_bytes;
             if check.is_unverifiable {
                 self.report.unverifiable.push(layer.to_string());

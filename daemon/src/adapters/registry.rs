@@ -246,7 +246,9 @@ impl Registry {
         &self.exchange.options.documents
     }
 
-    /// Opens a blob of `descriptor.size` bytes at `offset`. Returns once a host has answered.
+    /// Opens a blob of `descriptor.size` bytes at `offset`. Returns once a host has answered, and
+    /// waits for its turn before. Whoever holds a stream keeps others of the same host waiting, so
+    /// it must read on without waiting for another blob.
     ///
     /// # Errors
     /// See [`RegistryError::class`].

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use axil_proto::cri::image_service_server::ImageServiceServer;
 use axil_proto::cri::runtime_service_server::RuntimeServiceServer;
 use axil_proto::keys;
+use axil_snapshotter::{Limits, StoreOptions, Worker};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -26,7 +27,7 @@ use crate::adapters::records::RecordFiles;
 use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
-use crate::config::Config;
+use crate::config::{Config, LayerBounds};
 use crate::control;
 use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
 use crate::engine::images::Images;
@@ -209,8 +210,16 @@ fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc
 }
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<axil_snapshotter::Store>> {
-    let store = axil_snapshotter::Store::open(&config.root)
+    let worker = Worker::this_program().with_stall(config.images.unpack_timeout);
+    let snapshotter: Result<axil_snapshotter::Choice, String> = config.images.snapshotter.parse();
+    let options = StoreOptions {
+        worker: Some(worker),
+        snapshotter: snapshotter.map_err(anyhow::Error::msg)?,
+    };
+    let store = axil_snapshotter::Store::open_with(&config.root, options)
         .with_context(|| format!("open the store in {}", config.root.display()))?;
+    let (snapshotter, reason) = store.snapshotter();
+    tracing::info!(snapshotter, reason, "root file systems of containers");
     for damaged in store.damaged() {
         tracing::error!(damaged = ?damaged, "a damaged record in the store");
     }
@@ -225,7 +234,7 @@ fn images_over(
 ) -> Images {
     Images::new(
         records,
-        Arc::new(LayerStore::new(store)),
+        Arc::new(LayerStore::new(store, layer_limits(&config.images.layer))),
         Arc::new(Registries::open(&config.images)),
         Arc::clone(metrics),
         config.images.max_concurrent_downloads,
@@ -245,6 +254,21 @@ pub async fn open_images(config: &Config) -> anyhow::Result<Arc<Images>> {
     let images = Arc::new(images_over(config, store, records, &Arc::default()));
     images.load().await.context("load images")?;
     Ok(images)
+}
+
+fn layer_limits(bounds: &LayerBounds) -> Limits {
+    Limits {
+        unpacked_bytes: bounds.unpacked_bytes,
+        entries: bounds.entries,
+        path_depth: bounds.path_depth,
+        pax_bytes: bounds.header_bytes,
+        sparse_segments: bounds.sparse_segments,
+        remembered_bytes: usize::try_from(bounds.remembered_bytes).unwrap_or(usize::MAX),
+        skeleton_bytes: bounds.skeleton_bytes,
+        zstd_window: bounds.zstd_window,
+        // The kernel's own.
+        ..Limits::default()
+    }
 }
 
 fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 mod images;
 
-pub use images::ImageConfig;
+pub use images::{ImageConfig, LayerBounds};
 
 /// One key of the configuration file.
 #[derive(Debug, Clone, Copy)]
@@ -189,6 +189,56 @@ pub const KEYS: &[Key] = &[
         "images.allow_nondistributable",
         "false",
         "Take layers marked as non-distributable if the registry itself has them; other places are never asked.",
+    ),
+    key(
+        "images.snapshotter",
+        "\"auto\"",
+        "auto, overlayfs or copy; auto is overlayfs where a trial mount works.",
+    ),
+    key(
+        "images.unpack_timeout",
+        "\"120s\"",
+        "An unpack process without progress for so long is killed.",
+    ),
+    key(
+        "images.layer.unpacked_bytes",
+        "\"64GiB\"",
+        "Largest layer after inflating.",
+    ),
+    key(
+        "images.layer.entries",
+        "2000000",
+        "Most entries of a layer's archive.",
+    ),
+    key(
+        "images.layer.path_depth",
+        "256",
+        "Most components of a path, up to 2048.",
+    ),
+    key(
+        "images.layer.header_bytes",
+        "\"1MiB\"",
+        "Largest extended header of an entry, and so all its attributes together.",
+    ),
+    key(
+        "images.layer.sparse_segments",
+        "65536",
+        "Most segments of a sparse file.",
+    ),
+    key(
+        "images.layer.remembered_bytes",
+        "\"64MiB\"",
+        "Names of directories and links kept in memory until a layer is done, 1MiB to 1GiB.",
+    ),
+    key(
+        "images.layer.skeleton_bytes",
+        "\"256MiB\"",
+        "Largest skeleton; a layer beyond it cannot be checked deeply or exported.",
+    ),
+    key(
+        "images.layer.zstd_window",
+        "\"32MiB\"",
+        "Largest window of a zstd layer, 1MiB to 2GiB; as much memory is used.",
     ),
     key(
         "cni.conf_dir",
@@ -642,6 +692,11 @@ mod tests {
                 "range_size = \"100KiB\": must be 1MiB",
             ),
             ("[images]\nmax_layers = 513", "images.max_layers"),
+            (
+                "[images.layer]\nzstd_window = '1'",
+                "images.layer.zstd_window",
+            ),
+            ("[images.layer]\npath_depth = 0", "images.layer.path_depth"),
             ("[metrics]\nlisten = 'here'", "metrics.listen"),
             ("[network]\nbridge = 'a b'", "network.bridge"),
             ("[network]\nsubnets = ['x']", "network.subnets"),

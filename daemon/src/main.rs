@@ -1,4 +1,5 @@
-//! axild: reads the command line and the configuration, runs the daemon, answers with an exit code.
+//! axild: reads the command line and the configuration, runs the daemon, answers with an exit code. Started by
+//! the name of the unpack process it is that.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -43,6 +44,10 @@ struct Arguments {
 const DEFAULT_CONFIG: &str = "/etc/axil/config.toml";
 
 fn main() -> ExitCode {
+    // Order: before anything else. This program is its own unpack process, so that the two are of one version.
+    if axil_snapshotter::worker::is_asked_for() {
+        return axil_snapshotter::worker::main();
+    }
     let arguments = Arguments::parse();
     let failed = match arguments.command {
         Some(_) => ExitCode::from(commands::FAILED),

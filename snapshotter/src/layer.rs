@@ -7,13 +7,18 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 
 use rustix::fs::fchmod;
 
 use self::apply::{Applied, ApplyError, IMPLIED_MODE};
+use self::attributes::Direct;
+use self::channel::border;
 use self::inflate::Compression;
 use self::limits::Limits;
 use self::moves::{ASIDE, MOVES, MOVES_MAX};
+use self::pipeline::{Outcome, Recipe};
+use self::receive::receive;
 use crate::confined::open_dir;
 use crate::content::digest::Digest;
 use crate::content::ingest::{self, Partial};
@@ -24,6 +29,7 @@ use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{LayerRecord, Record, SnapshotId};
 use crate::store::{Growing, InFlight, Made, Shared, Store, make_new_dir, record_name};
 use crate::tree::{Usage, measure, remove_tree};
+use crate::worker::{WorkerError, session};
 
 pub mod apply;
 pub mod assemble;
@@ -39,6 +45,7 @@ pub mod limits;
 pub(crate) mod moves;
 pub(crate) mod pax;
 pub(crate) mod pipeline;
+pub(crate) mod receive;
 pub(crate) mod settle;
 pub(crate) mod skeleton;
 pub(crate) mod sparse;
@@ -174,6 +181,9 @@ pub enum LayerError {
     /// A document of the image could not be kept.
     #[error(transparent)]
     Content(#[from] ContentError),
+    /// The unpack process did not do its work.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// A thread of the pipeline could not be started or panicked.
     #[error("unpack thread {stage} failed: {reason}")]
     Thread {
@@ -204,7 +214,8 @@ impl LayerError {
             | Self::Truncated { .. }
             | Self::Resumed { .. } => ErrorClass::Unavailable,
             Self::Apply { source, .. } => source.class(),
-            Self::Thread { .. } => ErrorClass::Internal,
+            Self::Worker(WorkerError::Stalled { .. }) => ErrorClass::Unavailable,
+            Self::Thread { .. } | Self::Worker(_) => ErrorClass::Internal,
             Self::Content(error) => error.class(),
             Self::Path(error) => error.class(),
         }
@@ -497,13 +508,10 @@ impl LayerIngest {
             .try_clone()
             .map_err(|source| PathError::new("open", "snapshots", source));
         let unpacked = keep.map_err(LayerError::from).and_then(|place| {
-            let (applied, archive_bytes) = pipeline::run(
-                &lease.request,
-                &mut partial,
-                source,
-                place,
-                &directory.growing,
-            )?;
+            let Outcome {
+                applied,
+                archive_bytes,
+            } = make(&lease, &mut partial, source, place, &directory.growing)?;
             let usage = measure(snapshot)
                 .map_err(|source| PathError::new("measure", "the unpacked layer", source))?;
             directory.growing.set(usage);
@@ -534,6 +542,42 @@ impl LayerIngest {
             }
         }
     }
+}
+
+/// Receives a blob and makes a layer of it, in a process of its own or in threads of this one.
+fn make(
+    lease: &LayerLease,
+    partial: &mut Partial,
+    source: impl std::io::Read + Send,
+    place: OwnedFd,
+    growing: &Growing,
+) -> Result<Outcome, LayerError> {
+    let request = &lease.request;
+    let recipe = Recipe::from(request);
+    if let Some(worker) = &lease.shared.worker {
+        return session::unpack(worker, &recipe, &place, growing, |sink| {
+            receive(request, partial, source, sink)
+        });
+    }
+    let (mut to_inflate, from_receive) = border();
+    thread::scope(|scope| {
+        let receiving = scope.spawn(move || {
+            receive(request, partial, source, &mut to_inflate)?;
+            Ok(to_inflate.end()?)
+        });
+        let progress = |total| growing.set_bytes(total);
+        let made = pipeline::run(&recipe, from_receive, place, &progress, Box::new(Direct));
+        let received: Result<(), Option<LayerError>> = receiving.join().unwrap_or_else(|_| {
+            let reason = "panicked".to_owned();
+            let stage = "receive";
+            Err(Some(LayerError::Thread { stage, reason }))
+        });
+        match received {
+            // What is wrong with the bytes themselves comes first.
+            Err(Some(error)) => Err(error),
+            Ok(()) | Err(None) => made,
+        }
+    })
 }
 
 impl StagedLayer {

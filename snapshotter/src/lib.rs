@@ -8,12 +8,17 @@
 
 pub mod content;
 pub mod fsck;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 pub mod layer;
 pub mod mount;
 pub mod snapshot;
+pub mod snapshotter;
+pub mod worker;
 
 mod confined;
+mod copy;
 mod durable;
 mod error;
 mod overlay;
@@ -35,5 +40,7 @@ pub use layer::{LayerError, LayerIngest, LayerRequest, StagedLayer};
 pub use mount::{Mount, MountError};
 pub use snapshot::chain::ChainId;
 pub use snapshot::store::SnapshotError;
-pub use store::{DamagedRecord, DiscardError, Lease, OpenError, Store};
+pub use snapshotter::{Choice, Snapshotter};
+pub use store::{DamagedRecord, DiscardError, Lease, OpenError, Store, StoreOptions};
 pub use tree::Usage;
+pub use worker::{Worker, WorkerError};

@@ -269,7 +269,29 @@ fn forget_volatile(work: &str) {
     }
 }
 
+/// Makes an overlay that is attached nowhere, and lets it go again.
+pub(crate) fn try_overlay(mount: &Mount) -> Result<(), MountError> {
+    let options = Overlay::parse(mount)?;
+    match detached_overlay(&options) {
+        Ok(_mount) => Ok(()),
+        // A kernel without the mount API for overlays has to be tried in earnest, on the lower directory.
+        Err(Errno::NOSYS | Errno::INVAL) => {
+            let path = Path::new(options.lowers.first().copied().unwrap_or_default());
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let place = openat(CWD, path, flags, Mode::empty())
+                .map_err(|error| PathError::new("open", path.display(), error))?;
+            overlay_legacy(&options, &place, path)?;
+            unmount_one(path).map(drop)
+        }
+        Err(error) => Err(PathError::new("mount overlay of", &mount.source, error).into()),
+    }
+}
+
 fn overlay_by_api(options: &Overlay<'_>, place: &OwnedFd) -> rustix::io::Result<()> {
+    attach(&detached_overlay(options)?, place)
+}
+
+fn detached_overlay(options: &Overlay<'_>) -> rustix::io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "overlay")?;
     // Directories too long for a value are named by their descriptor, which has to live till then.
@@ -307,8 +329,7 @@ fn overlay_by_api(options: &Overlay<'_>, place: &OwnedFd) -> rustix::io::Result<
     } else {
         MountAttrFlags::empty()
     };
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    attach(&mount, place)
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// Attaches a detached mount to an open directory.

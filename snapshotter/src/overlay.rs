@@ -1,25 +1,62 @@
-//! The mounts of a container's snapshot as values. Pure.
+//! Containers on overlayfs: layers are mounted together, a container's own directory on top.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::{Mode, fchmod};
+
+use crate::confined::open_dir;
+use crate::layer::attributes::{apply_open, read_open};
 use crate::mount::Mount;
-use crate::snapshot::kind::{ActiveRecord, SnapshotId};
+use crate::snapshotter::{Lowers, Snapshotter};
 
 /// Most lower layers overlayfs takes (`OVL_MAX_STACK`).
 pub(crate) const LOWERS_MAX: usize = 500;
 
+/// Mounts layers together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Overlayfs;
+
+impl Snapshotter for Overlayfs {
+    fn name(&self) -> &'static str {
+        "overlayfs"
+    }
+
+    fn layers_max(&self) -> usize {
+        LOWERS_MAX
+    }
+
+    fn fill(&self, container: &OwnedFd, below: &Lowers<'_>) -> io::Result<Vec<u64>> {
+        let files = open_dir(container, b"fs")?;
+        // The root of an overlay shows the attributes of its upper directory.
+        match below.layers().first() {
+            Some(&top) => {
+                let metadata = read_open(below.open(top)?)?;
+                apply_open(&files, &metadata, true)?;
+            }
+            None => fchmod(&files, Mode::from_raw_mode(0o755))?,
+        }
+        Ok(below.layers().to_vec())
+    }
+
+    fn mounts(&self, store: &Path, container: u64, below: &[u64]) -> Vec<Mount> {
+        mounts(store, container, below)
+    }
+}
+
 /// Returns the mounts of a writable layer: an overlay, or a bind mount when nothing is below.
-pub(crate) fn mounts(root: &Path, record: &ActiveRecord) -> Vec<Mount> {
-    let dir = |id: SnapshotId, name: &str| format!("{}/snapshots/{id}/{name}", root.display());
-    if record.lowers.is_empty() {
+pub(crate) fn mounts(root: &Path, container: u64, below: &[u64]) -> Vec<Mount> {
+    let dir = |id: u64, name: &str| format!("{}/snapshots/{id}/{name}", root.display());
+    if below.is_empty() {
         return vec![Mount {
             kind: "bind".to_owned(),
-            source: dir(record.id, "fs"),
+            source: dir(container, "fs"),
             target: None,
             options: vec!["rbind".to_owned(), "rw".to_owned()],
         }];
     }
-    let lowers: Vec<String> = record.lowers.iter().map(|id| dir(*id, "fs")).collect();
+    let lowers: Vec<String> = below.iter().map(|id| dir(*id, "fs")).collect();
     vec![Mount {
         kind: "overlay".to_owned(),
         source: "overlay".to_owned(),
@@ -31,8 +68,8 @@ pub(crate) fn mounts(root: &Path, record: &ActiveRecord) -> Vec<Mount> {
             // worth a sync; without this every unmount syncs the whole file system.
             "volatile".to_owned(),
             format!("lowerdir={}", lowers.join(":")),
-            format!("upperdir={}", dir(record.id, "fs")),
-            format!("workdir={}", dir(record.id, "work")),
+            format!("upperdir={}", dir(container, "fs")),
+            format!("workdir={}", dir(container, "work")),
         ],
     }]
 }
@@ -43,27 +80,16 @@ mod tests {
 
     #[test]
     fn the_top_layer_comes_first() {
-        let mut record = ActiveRecord {
-            id: 9,
-            key: "k".to_owned(),
-            parent: None,
-            lowers: vec![3, 1],
-        };
-        let overlay = mounts(Path::new("/s"), &record);
+        let overlay = mounts(Path::new("/s"), 9, &[3, 1]);
         assert_eq!(overlay[0].kind, "overlay");
-        assert!(
-            overlay[0]
-                .options
-                .contains(&"lowerdir=/s/snapshots/3/fs:/s/snapshots/1/fs".into())
-        );
-        assert!(
-            overlay[0]
-                .options
-                .contains(&"upperdir=/s/snapshots/9/fs".into())
-        );
-        record.lowers.clear();
+        for option in [
+            "lowerdir=/s/snapshots/3/fs:/s/snapshots/1/fs",
+            "upperdir=/s/snapshots/9/fs",
+        ] {
+            assert!(overlay[0].options.contains(&option.into()), "{option}");
+        }
         assert_eq!(
-            mounts(Path::new("/s"), &record)[0].source,
+            mounts(Path::new("/s"), 9, &[])[0].source,
             "/s/snapshots/9/fs"
         );
     }

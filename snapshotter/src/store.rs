@@ -42,7 +42,9 @@ use crate::gc::Roots;
 use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{ActiveRecord, LayerRecord, RECORD_MAX, Record, SnapshotId};
 use crate::snapshot::measured;
+use crate::snapshotter::{Choice, Chosen, Snapshotter, choose};
 use crate::tree::{Usage, allocated, remove_tree};
+use crate::worker::Worker;
 
 /// Content, layers and snapshots below one root directory. Cheap to clone; all clones are the
 /// same store.
@@ -59,6 +61,16 @@ impl fmt::Debug for Store {
     }
 }
 
+/// How a store works.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOptions {
+    /// The program that unpacks layers in a process of its own. Without one threads of this process do, which
+    /// then parse what strangers wrote.
+    pub worker: Option<Worker>,
+    /// How the root file systems of containers are made.
+    pub snapshotter: Choice,
+}
+
 /// What all clones of a store and its leases share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -70,6 +82,10 @@ pub(crate) struct Shared {
     pub(crate) meta: OwnedFd,
     index: Mutex<Index>,
     syncs: SyncGroup,
+    /// Who unpacks layers; `None` is threads of this process.
+    pub(crate) worker: Option<Worker>,
+    pub(crate) snapshotter: Box<dyn Snapshotter>,
+    snapshotter_reason: String,
     /// What the file of a record takes.
     pub(crate) record_bytes: u64,
     /// Keeps a second process out.
@@ -110,8 +126,8 @@ pub(crate) struct Growing {
 }
 
 impl Growing {
-    pub(crate) fn add_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, usage: Usage) {
@@ -247,6 +263,14 @@ impl Store {
     /// be used in mount options, otherwise the class of the I/O error. Damaged records are not an
     /// error; see [`Store::damaged`].
     pub fn open(root: &Path) -> Result<Self, OpenError> {
+        Self::open_with(root, StoreOptions::default())
+    }
+
+    /// As [`Store::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         check_path(root)?;
         // Set-user-id programs of images must be out of reach of local users (CVE-2021-41103). A
         // directory that is there already keeps its mode; ours below it are always private.
@@ -270,6 +294,10 @@ impl Store {
             });
         }
         let lock = lock(&top, root)?;
+        let Chosen {
+            snapshotter,
+            reason: snapshotter_reason,
+        } = choose(options.snapshotter, &top, root)?;
         let content = make_dir(&top, "content")?;
         let blobs = make_dir(&content, "blobs")?;
         let ingest = make_dir(&content, "ingest")?;
@@ -299,10 +327,22 @@ impl Store {
                 meta,
                 index: Mutex::new(index),
                 syncs: SyncGroup::default(),
+                worker: options.worker,
+                snapshotter,
+                snapshotter_reason,
                 record_bytes,
                 _lock: lock,
             }),
         })
+    }
+
+    /// Returns the name of the snapshotter and why it was chosen.
+    #[must_use]
+    pub fn snapshotter(&self) -> (&'static str, &str) {
+        (
+            self.shared.snapshotter.name(),
+            &self.shared.snapshotter_reason,
+        )
     }
 
     /// Returns what was found unusable, on opening and since.

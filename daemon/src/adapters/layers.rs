@@ -27,15 +27,17 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct LayerStore {
     store: Arc<Store>,
+    limits: Limits,
     claims: Mutex<BTreeMap<ChainId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl LayerStore {
-    /// Layers of this store.
+    /// Layers of this store, each within these limits.
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<Store>, limits: Limits) -> Self {
         Self {
             store,
+            limits,
             claims: Mutex::default(),
         }
     }
@@ -135,7 +137,7 @@ impl Layers for LayerStore {
             diff_id: job.diff_id,
             chain: job.chain,
             parent: job.parent,
-            limits: Limits::default(),
+            limits: self.limits,
             is_resumable: remote.is_remote(),
         };
         let store = Arc::clone(&self.store);

@@ -71,6 +71,40 @@ pub struct ImageConfig {
     pub max_layer_size: u64,
     /// Non-distributable layers are taken.
     pub allow_nondistributable: bool,
+    /// `auto`, `overlayfs` or `copy`.
+    pub snapshotter: String,
+    /// Bound of a silent unpack process.
+    #[serde(deserialize_with = "seconds")]
+    pub unpack_timeout: Duration,
+    /// Bounds of a layer.
+    pub layer: LayerBounds,
+}
+
+/// `[images.layer]`: what one layer may make the node do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerBounds {
+    /// Bytes after inflating.
+    #[serde(deserialize_with = "bytes")]
+    pub unpacked_bytes: u64,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Components of a path.
+    pub path_depth: usize,
+    /// Bytes of an extended header.
+    #[serde(deserialize_with = "bytes")]
+    pub header_bytes: u64,
+    /// Segments of a sparse file.
+    pub sparse_segments: usize,
+    /// Bytes of names in memory.
+    #[serde(deserialize_with = "bytes")]
+    pub remembered_bytes: u64,
+    /// Bytes of a skeleton.
+    #[serde(deserialize_with = "bytes")]
+    pub skeleton_bytes: u64,
+    /// Bytes of a zstd window.
+    #[serde(deserialize_with = "bytes")]
+    pub zstd_window: u64,
 }
 
 impl ImageConfig {
@@ -107,6 +141,12 @@ impl ImageConfig {
                 65536,
             ),
             ("images.max_layers", count(self.max_layers), 1, 512),
+            (
+                "images.layer.path_depth",
+                count(self.layer.path_depth),
+                1,
+                2048,
+            ),
         ];
         let sizes = [
             ("images.range_size", self.range_size, MIB, 64 * MIB),
@@ -120,6 +160,18 @@ impl ImageConfig {
                 4 * MIB,
             ),
             ("images.max_layer_size", self.max_layer_size, 1, TIB),
+            (
+                "images.layer.remembered_bytes",
+                self.layer.remembered_bytes,
+                MIB,
+                GIB,
+            ),
+            (
+                "images.layer.zstd_window",
+                self.layer.zstd_window,
+                MIB,
+                2 * GIB,
+            ),
         ];
         for (key, value, least, most) in counts {
             check(key, value, least, most, &|n| n.to_string())?;
@@ -127,7 +179,12 @@ impl ImageConfig {
         for (key, value, least, most) in sizes {
             check(key, value, least, most, &shown)?;
         }
-        Ok(())
+        let choice: Result<axil_snapshotter::Choice, String> = self.snapshotter.parse();
+        choice.map(drop).map_err(|reason| ConfigError::Value {
+            key: "images.snapshotter",
+            value: self.snapshotter.clone(),
+            reason,
+        })
     }
 }
 

@@ -101,8 +101,8 @@ impl Store {
         };
         let mut input = BufReader::with_capacity(64 * 1024, source);
         let compression = compression_of(&mut input).map_err(|source| TarError::Read { source })?;
-        let inflated =
-            inflate::reader(compression, input).map_err(|source| TarError::Read { source })?;
+        let inflated = inflate::reader(compression, input, bounds.zstd_window)
+            .map_err(|source| TarError::Read { source })?;
         let inflated = BufReader::with_capacity(256 * 1024, inflated.take(limits.bytes));
         let mut archive = TarReader::new(inflated, bounds);
         let mut spool = Spool {

@@ -13,13 +13,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, linkat, makedev, mkdirat, mknodat, openat, readlinkat, statat,
-    symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, linkat, makedev, mkdirat, mknodat, openat,
+    readlinkat, statat, symlinkat,
 };
 use rustix::io::Errno;
 
 use super::attic::Attic;
-use super::attributes::{apply_open, apply_unopenable, set_opaque, set_time};
+use super::attributes::{
+    Direct, SetAttribute, apply_open_by, apply_unopenable_by, set_opaque_by, set_time,
+};
 use super::entry::{Action, LayerPath, Metadata, Node, plan};
 use super::limits::Limits;
 use super::moves::Move;
@@ -51,6 +53,14 @@ pub enum ApplyError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The unpack process told of one of these.
+    #[error("{reason}")]
+    Told {
+        /// What it means.
+        class: ErrorClass,
+        /// The failure with its causes, cut and escaped.
+        reason: String,
+    },
     /// A system call failed.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -63,6 +73,7 @@ impl ApplyError {
         match self {
             Self::Tar(error) => error.class(),
             Self::Entry { .. } => ErrorClass::InvalidArgument,
+            Self::Told { class, .. } => *class,
             Self::Path(error) => error.class(),
         }
     }
@@ -112,7 +123,7 @@ struct Parent {
 
 /// Applies one layer.
 #[derive(Debug)]
-pub(crate) struct Applier {
+pub(crate) struct Applier<'a> {
     root: Arc<OwnedFd>,
     limits: Limits,
     directories: BTreeMap<LayerPath, Known>,
@@ -126,9 +137,10 @@ pub(crate) struct Applier {
     attic: Attic,
     /// Files with content before the current entry.
     payloads: u64,
+    attributes: Box<dyn SetAttribute + 'a>,
 }
 
-impl Applier {
+impl<'a> Applier<'a> {
     /// Starts in a snapshot directory with an empty directory `fs`.
     pub(crate) fn new(
         snapshot: OwnedFd,
@@ -149,7 +161,14 @@ impl Applier {
             content,
             attic: Attic::new(snapshot, Vec::new()),
             payloads: 0,
+            attributes: Box::new(Direct),
         })
+    }
+
+    /// Lets somebody else set the attributes.
+    pub(crate) fn with_attributes(mut self, attributes: Box<dyn SetAttribute + 'a>) -> Self {
+        self.attributes = attributes;
+        self
     }
 
     /// Applies all entries of an archive.
@@ -180,7 +199,8 @@ impl Applier {
                         Content::Outlined => skip_content(&file, archive, size, &path)?,
                     }
                     archive.recorder().content_is_at(&place, segments);
-                    apply_open(&file, &metadata, true).map_err(at("set metadata of", &path))?;
+                    apply_open_by(&*self.attributes, &file, &metadata, true)
+                        .map_err(at("set metadata of", &path))?;
                 }
                 Action::Symlink {
                     path,
@@ -265,11 +285,12 @@ impl Applier {
             }
             let fd = open_dir(&*parent.fd, &name).map_err(at("open", path))?;
             if fresh_over_file {
-                set_opaque(&fd).map_err(at("mark as opaque", path))?;
+                set_opaque_by(&*self.attributes, &fd).map_err(at("mark as opaque", path))?;
             }
             (fd, canonical)
         };
-        apply_open(&fd, metadata, false).map_err(at("set metadata of", &path))?;
+        apply_open_by(&*self.attributes, &fd, metadata, false)
+            .map_err(at("set metadata of", &path))?;
         self.remember(path, Known::Described(metadata.mtime))
     }
 
@@ -315,7 +336,7 @@ impl Applier {
         is_symlink: bool,
     ) -> Result<(), ApplyError> {
         let (_, name) = path.split().expect("the root is always a directory");
-        apply_unopenable(&*parent.fd, name, metadata, is_symlink)
+        apply_unopenable_by(&*self.attributes, &*parent.fd, name, metadata, is_symlink)
             .map_err(at("set metadata of", path))
             .map_err(ApplyError::from)
     }
@@ -379,7 +400,9 @@ impl Applier {
         ) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => match open_dir(&*parent.fd, &name) {
-                Ok(dir) => Ok(set_opaque(dir).map_err(at("mark as opaque", path))?),
+                Ok(dir) => Ok(
+                    set_opaque_by(&*self.attributes, dir).map_err(at("mark as opaque", path))?
+                ),
                 Err(error) if is_not_a_directory(&error) => Ok(()),
                 Err(error) => Err(at("open", path)(error).into()),
             },
@@ -396,7 +419,7 @@ impl Applier {
             return Ok(());
         }
         open_dir(&*parent.fd, b"")
-            .and_then(set_opaque)
+            .and_then(|dir| set_opaque_by(&*self.attributes, dir))
             .map_err(at("mark as opaque", directory))
             .map_err(ApplyError::from)
     }
@@ -513,11 +536,9 @@ impl Applier {
         mkdirat(&*parent.fd, name, IMPLIED_MODE)
             .map_err(|error| at("create directory", &path)(error.into()))?;
         let fd = open_dir(&*parent.fd, name).map_err(at("open", &path))?;
-        // mkdir is subject to the umask.
-        rustix::fs::fchmod(&fd, IMPLIED_MODE)
-            .map_err(|error| at("set mode of", &path)(error.into()))?;
+        give_to_root(&fd).map_err(at("set owner and mode of", &path))?;
         if over_whiteout {
-            set_opaque(&fd).map_err(at("mark as opaque", &path))?;
+            set_opaque_by(&*self.attributes, &fd).map_err(at("mark as opaque", &path))?;
         }
         self.remember(path, Known::Implied)
     }
@@ -532,8 +553,9 @@ impl Applier {
 
     /// Counts what has to stay in memory until the layer is committed.
     fn charge(&mut self, bytes: usize) -> Result<(), ApplyError> {
-        // What a map entry costs besides its key.
-        const OVERHEAD: usize = 64;
+        // What a map entry costs besides its key: twice its size, since nodes of a map are half full, and what
+        // the allocator adds.
+        const OVERHEAD: usize = 128;
         self.remembered += bytes + OVERHEAD;
         if self.remembered > self.limits.remembered_bytes {
             let limit = self.limits.remembered_bytes as u64;
@@ -583,6 +605,14 @@ impl Applier {
         }
         Ok(())
     }
+}
+
+/// Makes a directory that nothing describes root's: mkdir is subject to the umask, and takes the group and the
+/// set-group-id bit of a directory that has it.
+pub(crate) fn give_to_root(directory: &OwnedFd) -> io::Result<()> {
+    let root = (Some(Uid::ROOT), Some(Gid::ROOT));
+    rustix::fs::fchown(directory, root.0, root.1)?;
+    Ok(rustix::fs::fchmod(directory, IMPLIED_MODE)?)
 }
 
 /// Drops what is known about everything below a directory.

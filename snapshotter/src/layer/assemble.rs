@@ -10,9 +10,9 @@ use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
 use super::entry::LayerPath;
-use super::limits::{Limits, ZSTD_WINDOW_LOG_MAX};
+use super::limits::Limits;
 use super::moves::{self, ASIDE, MOVES, MOVES_MAX, Moves, Place};
-use super::skeleton::{END, MAGIC, PAYLOAD, RAW, SKELETON, read_number};
+use super::skeleton::{END, MAGIC, PAYLOAD, RAW, SKELETON, WINDOW_LOG, read_number};
 use super::sparse::Segment;
 use crate::confined::{kind_of, open_beneath, open_dir, open_dir_path};
 use crate::error::{PathError, shown};
@@ -140,7 +140,7 @@ impl Assembled {
             OFlags::RDONLY | OFlags::NONBLOCK,
         )?;
         let mut decoder = zstd::stream::read::Decoder::new(File::from(file))?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+        decoder.window_log_max(WINDOW_LOG)?;
         let mut skeleton: BufReader<Box<dyn Read + Send>> = BufReader::new(Box::new(decoder));
         let mut magic = [0; MAGIC.len()];
         skeleton.read_exact(&mut magic)?;

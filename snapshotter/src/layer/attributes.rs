@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
     fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, getxattr, listxattr, openat,
     setxattr, utimensat,
 };
@@ -15,15 +15,52 @@ use super::entry::{Metadata, keeps_xattr};
 use super::pax::Time;
 
 /// The attribute that makes a directory hide lower ones (kernel documentation, overlayfs).
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 /// Largest list of attribute names the kernel gives (`XATTR_LIST_MAX`).
 const XATTR_LIST_MAX: usize = 65_536;
 /// Largest attribute value (`XATTR_SIZE_MAX`).
 const XATTR_SIZE_MAX: usize = 65_536;
 
+/// A file by its descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Node<'a> {
+    /// A file or directory, open.
+    Open(BorrowedFd<'a>),
+    /// Anything, by a descriptor that only names it (`O_PATH`).
+    Unopenable(BorrowedFd<'a>),
+}
+
+/// Sets extended attributes: some need a privilege that the one who unpacks may not have.
+pub(crate) trait SetAttribute: std::fmt::Debug {
+    fn set(&self, node: Node<'_>, name: &[u8], value: &[u8]) -> rustix::io::Result<()>;
+}
+
+/// Sets attributes with the privileges of this process.
+#[derive(Debug)]
+pub(crate) struct Direct;
+
+impl SetAttribute for Direct {
+    fn set(&self, node: Node<'_>, name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+        match node {
+            Node::Open(fd) => fsetxattr(fd, name, value, XattrFlags::empty()),
+            Node::Unopenable(fd) => setxattr(&*magic_path(fd), name, value, XattrFlags::empty()),
+        }
+    }
+}
+
 /// Applies metadata to an open file or directory. The time of a directory is set later, when
 /// nothing is added to it any more.
 pub(crate) fn apply_open(fd: impl AsFd, metadata: &Metadata, with_time: bool) -> io::Result<()> {
+    apply_open_by(&Direct, fd, metadata, with_time)
+}
+
+/// As [`apply_open`], with somebody else to set attributes.
+pub(crate) fn apply_open_by(
+    attributes: &dyn SetAttribute,
+    fd: impl AsFd,
+    metadata: &Metadata,
+    with_time: bool,
+) -> io::Result<()> {
     let fd = fd.as_fd();
     // Order: chown clears setuid bits and file capabilities, so they come after it.
     fchown(
@@ -33,7 +70,7 @@ pub(crate) fn apply_open(fd: impl AsFd, metadata: &Metadata, with_time: bool) ->
     )?;
     fchmod(fd, Mode::from_raw_mode(metadata.mode))?;
     for (name, value) in &metadata.xattrs {
-        tolerate_missing_acl(name, fsetxattr(fd, &name[..], value, XattrFlags::empty()))?;
+        tolerate_missing_acl(name, attributes.set(Node::Open(fd), name, value))?;
     }
     if with_time {
         futimens(fd, &timestamps(metadata.mtime))?;
@@ -41,8 +78,19 @@ pub(crate) fn apply_open(fd: impl AsFd, metadata: &Metadata, with_time: bool) ->
     Ok(())
 }
 
-/// Applies metadata to a symbolic link, device or fifo, none of which may be opened.
+/// Applies metadata to a symbolic link, device or fifo that was made a moment ago; none of them may be opened.
 pub(crate) fn apply_unopenable(
+    parent: impl AsFd,
+    name: &[u8],
+    metadata: &Metadata,
+    is_symlink: bool,
+) -> io::Result<()> {
+    apply_unopenable_by(&Direct, parent, name, metadata, is_symlink)
+}
+
+/// As [`apply_unopenable`], with somebody else to set attributes.
+pub(crate) fn apply_unopenable_by(
+    attributes: &dyn SetAttribute,
     parent: impl AsFd,
     name: &[u8],
     metadata: &Metadata,
@@ -57,7 +105,14 @@ pub(crate) fn apply_unopenable(
         Some(gid),
         AtFlags::SYMLINK_NOFOLLOW,
     )?;
-    if !is_symlink || !metadata.xattrs.is_empty() {
+    if !is_symlink {
+        // fchmodat(2) follows a link, but the name is a node of this process's making, in a directory that
+        // nobody else can enter. What would not follow needs procfs, which an unpack process has not, or
+        // Linux 6.6.
+        let mode = Mode::from_raw_mode(metadata.mode);
+        chmodat(parent, name, mode, AtFlags::empty())?;
+    }
+    if !metadata.xattrs.is_empty() {
         // The descriptor names this very inode; going through it cannot reach another.
         let node = openat(
             parent,
@@ -65,17 +120,8 @@ pub(crate) fn apply_unopenable(
             OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        let magic = magic_path(node.as_fd());
-        if !is_symlink {
-            chmodat(
-                CWD,
-                &*magic,
-                Mode::from_raw_mode(metadata.mode),
-                AtFlags::empty(),
-            )?;
-        }
         for (name, value) in &metadata.xattrs {
-            let set = setxattr(&*magic, &name[..], value, XattrFlags::empty());
+            let set = attributes.set(Node::Unopenable(node.as_fd()), name, value);
             tolerate_missing_acl(name, set)?;
         }
     }
@@ -132,7 +178,12 @@ fn time_of(stat: &Stat) -> Time {
 
 /// Marks a directory as hiding what lower layers have below it.
 pub(crate) fn set_opaque(dir: impl AsFd) -> io::Result<()> {
-    Ok(fsetxattr(dir, OPAQUE, b"y", XattrFlags::empty())?)
+    set_opaque_by(&Direct, dir)
+}
+
+/// As [`set_opaque`], with somebody else to set attributes.
+pub(crate) fn set_opaque_by(attributes: &dyn SetAttribute, dir: impl AsFd) -> io::Result<()> {
+    Ok(attributes.set(Node::Open(dir.as_fd()), OPAQUE.as_bytes(), b"y")?)
 }
 
 /// Tells whether a directory hides what lower layers have below it.

@@ -99,11 +99,6 @@ impl ChunkReceiver {
         }
     }
 
-    /// As [`Self::next`] after the stream was read as bytes; the end may have been seen already.
-    pub(crate) fn next_buffered(&mut self) -> Result<Option<Vec<u8>>, Stopped> {
-        if self.ended { Ok(None) } else { self.next() }
-    }
-
     /// Gives a used buffer back to the sender.
     pub(crate) fn recycle(&self, buffer: Vec<u8>) {
         // A full return lane only means that the buffer is freed instead.

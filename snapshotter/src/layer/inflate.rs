@@ -5,8 +5,6 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::limits::ZSTD_WINDOW_LOG_MAX;
-
 /// How the blob of a layer is compressed, from its media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
@@ -14,21 +12,24 @@ pub enum Compression {
     None,
     /// gzip, one or more members.
     Gzip,
-    /// zstd, one or more frames, window up to 128 MiB.
+    /// zstd, one or more frames, with a window up to [`Limits::zstd_window`](super::limits::Limits).
     Zstd,
 }
 
-/// Returns a reader of the inflated bytes.
+/// Returns a reader of the inflated bytes. A zstd window may have `zstd_window` bytes, rounded down to a power of
+/// two.
 pub(crate) fn reader<'a, R: BufRead + 'a>(
     compression: Compression,
     input: R,
+    zstd_window: u64,
 ) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match compression {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            // The format has windows from 1 KiB.
+            decoder.window_log_max(zstd_window.checked_ilog2().unwrap_or(0).clamp(10, 31))?;
             Box::new(decoder)
         }
     })
@@ -48,7 +49,7 @@ mod tests {
 
     fn inflate(compression: Compression, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        reader(compression, bytes)?.read_to_end(&mut out)?;
+        reader(compression, bytes, 64 << 20)?.read_to_end(&mut out)?;
         Ok(out)
     }
 

@@ -1,7 +1,9 @@
 //! The bounds on what one layer may make us do, each with a name and a default.
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds on one layer. Reaching one refuses the layer with an error that names the bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of the layer after inflating, tar headers and padding included.
     pub unpacked_bytes: u64,
@@ -24,6 +26,9 @@ pub struct Limits {
     /// Bytes of the layer's skeleton, compressed. A layer beyond it is unpacked all the same, but cannot be
     /// checked deeply or exported.
     pub skeleton_bytes: u64,
+    /// Largest window a zstd frame may ask for, in bytes; it is what unpacking such a layer takes of memory. RFC
+    /// 8878 recommends decoders to support 8 MiB, which writers of images stay within.
+    pub zstd_window: u64,
 }
 
 impl Default for Limits {
@@ -39,6 +44,7 @@ impl Default for Limits {
             sparse_segments: 65_536,
             remembered_bytes: 64 << 20,
             skeleton_bytes: 256 << 20,
+            zstd_window: 32 << 20,
         }
     }
 }
@@ -55,7 +61,3 @@ impl Limits {
         }
     }
 }
-
-/// Largest window a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --ultra -22`
-/// uses. RFC 8878 recommends decoders to support 8 MiB.
-pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;

@@ -10,27 +10,23 @@
 //! The layer is not visible yet and nobody else writes to it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, linkat, mkdirat, mknodat, openat, readlinkat,
-    renameat_with, statat, symlinkat, unlinkat,
+    AtFlags, FileType, RenameFlags, linkat, mkdirat, readlinkat, renameat_with, statat,
 };
 use rustix::io::Errno;
 
-use super::apply::{ApplyError, IMPLIED_MODE, Pending, at, is_not_a_directory};
+use super::apply::{ApplyError, IMPLIED_MODE, Pending, at, give_to_root, is_not_a_directory};
 use super::attic::Attic;
-use super::attributes::{
-    apply_open, apply_unopenable, is_opaque, keeping_times, read_open, read_unopenable, set_opaque,
-    set_time,
-};
+use super::attributes::{apply_open, is_opaque, keeping_times, read_open, set_opaque, set_time};
 use super::entry::LayerPath;
 use super::moves::Move;
 use super::pax::Time;
 use super::stack::{Found, Node, Stack};
-use crate::confined::{kind_of, open_beneath, open_dir};
+use crate::confined::{kind_of, open_dir};
+use crate::copy::copy_node;
 use crate::snapshot::kind::SnapshotId;
 use crate::store::names_raw;
 use crate::tree::remove_tree;
@@ -196,6 +192,7 @@ impl Settling<'_> {
             dir = open_dir(&dir, name).map_err(at("open", &at_path))?;
             if made {
                 self.grown = true;
+                give_to_root(&dir).map_err(at("set owner and mode of", &at_path))?;
                 let below = self
                     .lower
                     .lookup(&at_path)
@@ -231,8 +228,11 @@ impl Settling<'_> {
         };
         let dir = self.make_directories(&directory)?;
         if node.layer != self.id {
-            keeping_times(&dir, |dir| copy_up(&node, dir))
-                .map_err(at("copy up from a lower layer", &canonical))?;
+            keeping_times(&dir, |dir| {
+                let (kind, device) = (kind_of(&node.stat), node.stat.st_rdev);
+                copy_node(&node.parent, &node.name, kind, device, dir)
+            })
+            .map_err(at("copy up from a lower layer", &canonical))?;
             self.grown = true;
             self.copied.push(canonical.clone());
         }
@@ -287,49 +287,4 @@ fn move_content(
         }
     }
     Ok(())
-}
-
-/// Copies a file of a lower layer into `dir` under its own name, with all metadata.
-fn copy_up(node: &Node, dir: &OwnedFd) -> io::Result<()> {
-    let name = &node.name[..];
-    match kind_of(&node.stat) {
-        FileType::RegularFile => {
-            let source = open_beneath(&node.parent, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-            let copy = openat(
-                dir,
-                name,
-                flags | OFlags::CLOEXEC,
-                Mode::from_raw_mode(0o600),
-            )?;
-            let metadata = read_open(&source)?;
-            let (mut source, mut copy) = (File::from(source), File::from(copy));
-            // Uses copy_file_range(2), which shares extents where the file system can.
-            io::copy(&mut source, &mut copy)?;
-            apply_open(&copy, &metadata, true)
-        }
-        kind => {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let source = openat(&node.parent, name, flags, Mode::empty())?;
-            let metadata = read_unopenable(&source)?;
-            let is_symlink = kind == FileType::Symlink;
-            if is_symlink {
-                let target = readlinkat(&node.parent, name, Vec::new())?;
-                symlinkat(target.as_c_str(), dir, name)?;
-            } else {
-                mknodat(
-                    dir,
-                    name,
-                    kind,
-                    Mode::from_raw_mode(0o600),
-                    node.stat.st_rdev,
-                )?;
-            }
-            apply_unopenable(dir, name, &metadata, is_symlink)
-        }
-    }
-    .inspect_err(|_| {
-        // The layer is given up anyway; the first error is the one to tell.
-        let _ = unlinkat(dir, name, AtFlags::empty());
-    })
 }

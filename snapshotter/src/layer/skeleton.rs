@@ -31,6 +31,9 @@ pub(crate) const END: u8 = b'e';
 const RUN: usize = 64 * 1024;
 /// Headers of one layer repeat each other: the fastest level makes them a twentieth.
 const LEVEL: i32 = 1;
+/// Largest window a skeleton may ask for, as a power of two: more than that level uses, since an unpack process
+/// that was taken over may have written anything.
+pub(crate) const WINDOW_LOG: u32 = 23;
 
 /// Passes an archive on to its reader and notes what the reader used of it, and for what.
 pub(crate) struct Recorder<R> {

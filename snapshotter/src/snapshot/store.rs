@@ -9,9 +9,9 @@ use super::measured;
 use crate::confined::open_dir;
 use crate::durable::{atomic_write, sync_dir};
 use crate::error::{ErrorClass, PathError, shown};
-use crate::layer::attributes::{apply_open, read_open};
 use crate::mount::Mount;
-use crate::overlay::{self, LOWERS_MAX};
+use crate::overlay;
+use crate::snapshotter::Lowers;
 use crate::store::{
     Active, ActivePhase, Index, Made, Store, condemned_name, make_new_dir, record_name,
     removing_name,
@@ -54,13 +54,15 @@ pub enum SnapshotError {
         /// The missing layer.
         chain: ChainId,
     },
-    /// Overlayfs does not take that many layers.
-    #[error("layer {chain} lies on {count} layers, overlayfs takes {LOWERS_MAX}")]
+    /// The snapshotter does not take that many layers.
+    #[error("layer {chain} lies on {count} layers, the snapshotter takes {most}")]
     TooManyLayers {
         /// The top layer.
         chain: ChainId,
         /// Layers including it.
         count: usize,
+        /// The most there may be.
+        most: usize,
     },
     /// A system call failed.
     #[error(transparent)]
@@ -113,13 +115,15 @@ impl Store {
                     .map_err(|chain| SnapshotError::LayerMissing { chain })?,
                 None => Vec::new(),
             };
+            let most = self.shared.snapshotter.layers_max();
             if let Some(chain) = parent
-                && lowers.len() > LOWERS_MAX
+                && lowers.len() > most
             {
                 let count = lowers.len();
                 return Err(SnapshotError::TooManyLayers {
                     chain: chain.clone(),
                     count,
+                    most,
                 });
             }
             // From here on garbage collection keeps the layers, and the key is taken.
@@ -138,19 +142,27 @@ impl Store {
             lowers
         };
         let made = self.make_active(key, parent, lowers);
+        let usage = made.as_ref().map_or(Usage::default(), |record| {
+            let id = record.id.to_string();
+            let copied = record.lowers.is_empty() && parent.is_some();
+            let measured = copied.then(|| open_dir(&self.shared.snapshots, id.as_bytes()));
+            // Its directory, its files' and overlayfs' own; of a copy it is known only when it is measured.
+            let fresh = Usage {
+                bytes: 3 * self.shared.record_bytes,
+                inodes: 3,
+            };
+            measured.map_or(fresh, |dir| dir.and_then(measure).unwrap_or(fresh))
+        });
         let mut index = self.shared.index();
         match made {
             Ok(record) => {
-                let mounts = overlay::mounts(&self.shared.root, &record);
+                let (root, snapshotter) = (&self.shared.root, &self.shared.snapshotter);
+                let mounts = snapshotter.mounts(root, record.id, &record.lowers);
                 index.making.remove(&record.id);
                 let active = Active {
                     record,
                     phase: ActivePhase::Ready,
-                    // Its directory, its files' and overlayfs' own.
-                    usage: Usage {
-                        bytes: 3 * self.shared.record_bytes,
-                        inodes: 3,
-                    },
+                    usage,
                 };
                 index.actives.insert(key.to_owned(), active);
                 Ok(mounts)
@@ -169,27 +181,19 @@ impl Store {
         lowers: Vec<SnapshotId>,
     ) -> Result<ActiveRecord, SnapshotError> {
         let (id, dir, _growing) = self.shared.new_snapshot_dir()?;
-        let record = ActiveRecord {
+        let mut record = ActiveRecord {
             id,
             key: key.to_owned(),
             parent: parent.cloned(),
             lowers,
         };
         let made = (|| {
-            let files = make_new_dir(&dir, "fs")?;
+            make_new_dir(&dir, "fs")?;
             make_new_dir(&dir, "work")?;
-            // The root of an overlay shows the attributes of its upper directory.
-            let top = record.lowers.first().map(|id| format!("{id}/fs"));
-            let described = match &top {
-                Some(top) => open_dir(&self.shared.snapshots, top.as_bytes())
-                    .and_then(read_open)
-                    .and_then(|metadata| apply_open(&files, &metadata, true)),
-                None => rustix::fs::fchmod(&files, rustix::fs::Mode::from_raw_mode(0o755))
-                    .map_err(Into::into),
-            };
-            described.map_err(|source| {
-                PathError::new("set metadata of", format!("snapshots/{id}/fs"), source)
-            })?;
+            let below = Lowers::new(&self.shared.snapshots, &record.lowers);
+            let filled = self.shared.snapshotter.fill(&dir, &below);
+            record.lowers = filled
+                .map_err(|source| PathError::new("fill", format!("snapshots/{id}/fs"), source))?;
             let bytes = Record::Active(record.clone()).to_json();
             atomic_write(&self.shared.meta, &record_name(id), &bytes).map_err(|source| {
                 PathError::new(
@@ -221,7 +225,12 @@ impl Store {
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
         let index = self.shared.index();
         let record = ready(&index, key)?;
-        Ok(overlay::mounts(&self.shared.root, record))
+        // What is below is in the record, so that a container made by another snapshotter mounts too.
+        Ok(overlay::mounts(
+            &self.shared.root,
+            record.id,
+            &record.lowers,
+        ))
     }
 
     /// Removes the writable layer `key` and returns whether it existed. It must not be mounted.

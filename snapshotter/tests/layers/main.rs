@@ -8,7 +8,11 @@
 )]
 
 mod archive;
+mod bombs;
 mod compare;
+mod confined;
+mod contract;
+mod differential;
 mod fsck;
 mod full_disk;
 mod garbage;

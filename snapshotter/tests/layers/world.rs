@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use axil_snapshotter::{
     ChainId, Compression, Digest, LayerError, LayerRequest, Limits, Mount, StagedLayer, Store,
+    StoreOptions, Worker,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -33,6 +34,16 @@ pub(crate) fn can_run() -> bool {
     false
 }
 
+/// Opens a store as the daemon does: layers are unpacked in a process of their own.
+pub(crate) fn open(root: &Path) -> Store {
+    let program = Path::new(env!("CARGO_BIN_EXE_axil-unpack"));
+    let options = StoreOptions {
+        worker: Some(Worker::program(program)),
+        ..StoreOptions::default()
+    };
+    Store::open_with(root, options).unwrap()
+}
+
 pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) root: PathBuf,
@@ -51,7 +62,7 @@ impl World {
         fs::create_dir(&canary).unwrap();
         fs::write(canary.join("file"), "untouched").unwrap();
         let root = tmp.path().join("store");
-        let store = Store::open(&root).unwrap();
+        let store = open(&root);
         let before = see(&canary);
         Self {
             store,
@@ -72,7 +83,7 @@ impl World {
             _tmp,
         } = self;
         drop(store);
-        let store = Store::open(&root).unwrap();
+        let store = open(&root);
         Self {
             store,
             root,

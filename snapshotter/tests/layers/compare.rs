@@ -83,7 +83,7 @@ fn umoci(layers: &[Layer], dir: &Path) -> Option<BTreeMap<String, String>> {
     }
 }
 
-fn assert_same(archives: &[Vec<u8>], what: &str) {
+pub(crate) fn assert_same(archives: &[Vec<u8>], what: &str) {
     let layers = stack_of(archives);
     let dir = tempfile::tempdir().unwrap();
     let Some(theirs) = umoci(&layers, dir.path()) else {
@@ -214,8 +214,9 @@ fn privileged_random_images_look_as_umoci_unpacks_them() {
     if !can_run() {
         return;
     }
-    for seed in 1..=40_u64 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let images = std::env::var("AXIL_TEST_ARCHIVES").map_or(40, |text| text.parse().unwrap());
+    for seed in 1..=images {
+        let mut state = u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15);
         let mut pick = |n: u64| {
             state ^= state << 13;
             state ^= state >> 7;

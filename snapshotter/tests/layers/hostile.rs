@@ -375,13 +375,10 @@ fn privileged_cve_2017_14992_ten_gib_of_zeros_are_cut_at_the_limit() {
     layer.request.size = blob.len() as u64;
     layer.request.limits.unpacked_bytes = 2 * gib;
     let before = peak_memory_kib();
-    let error = world
-        .store
-        .begin_layer(layer.request)
-        .unwrap()
-        .unpack(&blob[..])
-        .map(|_| ())
-        .unwrap_err();
+    let ingest = world.store.begin_layer(layer.request).unwrap();
+    let (unpacked, peak) = crate::bombs::watching(|| ingest.unpack(&blob[..]));
+    let error = unpacked.map(|_| ()).unwrap_err();
+    assert!(peak > 0 && peak < 64 * 1024, "unpack process {peak} KiB");
     assert_eq!(error.class(), ErrorClass::Exhausted, "{error}");
     assert!(
         chain_of(&error).contains("unpacked bytes"),

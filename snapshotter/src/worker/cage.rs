@@ -110,6 +110,8 @@ fn move_in(snapshot: OwnedFd) -> io::Result<OwnedFd> {
     let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&tree, "", CWD, ".", whole)?;
     fchdir(&tree)?;
+    // The copy of a shared mount is shared, and pivot_root(2) takes none.
+    mount_change(".", private)?;
     // Nothing of an image is run or opened as a device here, not even by mistake.
     let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_remount(".", flags, "")?;

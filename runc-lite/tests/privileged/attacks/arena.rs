@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -321,10 +322,9 @@ impl Drop for Racer {
     }
 }
 
-/// The system calls of a create with `options`, by strace(1); `None`, with the reason printed, where there is none.
-/// The container is deleted again.
-pub(crate) fn traced_create(bundle: &Bundle, calls: &str, options: &[&str]) -> Option<String> {
-    use std::process::{Command, Stdio};
+/// `command` under strace(1), which writes the `calls` to the file that [`trace`] reads; `None`, with the reason
+/// printed, where there is no strace.
+pub(crate) fn under_strace(bundle: &Bundle, calls: &str, command: &Command) -> Option<Command> {
     let found = Command::new("strace").arg("-V").output();
     if !found.is_ok_and(|output| output.status.success()) {
         assert!(
@@ -334,30 +334,37 @@ pub(crate) fn traced_create(bundle: &Bundle, calls: &str, options: &[&str]) -> O
         println!("skipped: it needs strace");
         return None;
     }
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-f", "-y", "-e", &format!("trace={calls}"), "-o"])
+        .arg(bundle.dir.path().join("trace"))
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(bundle.dir.path())
+        .stdin(Stdio::null());
+    Some(strace)
+}
+
+/// What the last command under strace did.
+pub(crate) fn trace(bundle: &Bundle) -> String {
+    fs::read_to_string(bundle.dir.path().join("trace")).unwrap()
+}
+
+/// The system calls of a create with `options`; `None` where there is no strace. The container is deleted again.
+pub(crate) fn traced_create(bundle: &Bundle, calls: &str, options: &[&str]) -> Option<String> {
     bundle.write();
-    let trace = bundle.dir.path().join("trace");
     let mut create = vec!["create"];
     create.extend(options);
     create.push(&bundle.id);
-    let create = bundle.command(&create);
+    let mut create = under_strace(bundle, calls, &bundle.command(&create))?;
     // Into files: init keeps the streams.
     let sink = || fs::File::create(bundle.dir.path().join("sink")).unwrap();
-    let mut child = Command::new("strace")
-        .args(["-f", "-y", "-e", &format!("trace={calls}"), "-o"])
-        .arg(&trace)
-        .arg(create.get_program())
-        .args(create.get_args())
-        .current_dir(bundle.dir.path())
-        .stdin(Stdio::null())
-        .stdout(sink())
-        .stderr(sink())
-        .spawn()
-        .unwrap();
+    let mut child = create.stdout(sink()).stderr(sink()).spawn().unwrap();
     eventually("created", || {
         let state = bundle.call(&["state", &bundle.id]);
         state.out.contains("\"created\"")
     });
     bundle.call(&["delete", "--force", &bundle.id]).ok();
     child.wait().unwrap();
-    Some(fs::read_to_string(&trace).unwrap())
+    Some(trace(bundle))
 }

@@ -30,6 +30,7 @@ const PACKAGES: &[Package] = &[
         "/usr/lib/cni/bridge",
         "CNI plugins",
     ),
+    Package::new("strace", "strace", "what system calls a runtime makes"),
     Package::new("crun", "crun", "another OCI runtime to compare with"),
     Package::new("runc", "runc", "another OCI runtime to compare with"),
     Package::new("podman", "podman", "an engine that drives runc-lite"),

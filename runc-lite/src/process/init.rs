@@ -73,13 +73,14 @@ pub(super) fn run(inheritance: &Inheritance<'_>, channel: &ChildEnd) -> ! {
     if channel.send(&ToParent::Ready).is_err() {
         exit_now(1)
     }
+    // Order: the caller's create returns when the channel closes, and a created container can be ended by kill as
+    // any other.
+    if crate::sys::exit_on_termination().is_err() {
+        exit_now(1)
+    }
     // What is left open while the container waits for its start is what the program will have, and the gate.
     let first = inheritance.first_private_fd;
     if close_all_except(first, &[inheritance.gate]).is_err() {
-        exit_now(1)
-    }
-    // A created container can be ended by kill as any other.
-    if crate::sys::exit_on_termination().is_err() {
         exit_now(1)
     }
     let Ok(starter) = gate::wait(inheritance.gate) else {

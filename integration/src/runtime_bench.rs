@@ -124,7 +124,13 @@ impl Track {
     /// When one of them fails.
     pub fn compare(&self, runtimes: &[(String, PathBuf)], rounds: usize) -> Result<Vec<Figures>> {
         let brief = Bundle::make(&self.path("brief"), self.ground.cgroup(), &["/bin/true"])?;
-        let lasting = Bundle::make(&self.path("lasting"), self.ground.cgroup(), &["/bin/cat"])?;
+        let lasting = Bundle::make(
+            &self.path("lasting"),
+            self.ground.cgroup(),
+            &["/bin/sleep", "1000"],
+        )?;
+        // Ends with its input.
+        let reading = Bundle::make(&self.path("reading"), self.ground.cgroup(), &["/bin/cat"])?;
         let contestants: Vec<Contestant> = runtimes
             .iter()
             .map(|(name, program)| Contestant::new(name, program, &self.path("state")))
@@ -150,7 +156,7 @@ impl Track {
             }
         }
         for (contestant, figures) in contestants.iter().zip(&mut figures) {
-            figures.resident = contestant.resident(&lasting)?;
+            figures.resident = contestant.resident(&reading)?;
             figures.counts = counts::of_run(contestant, &brief, &self.path("strace"))?;
         }
         Ok(figures)

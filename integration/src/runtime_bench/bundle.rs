@@ -49,7 +49,7 @@ impl Bundle {
             fs::create_dir(dir.join("rootfs").join(name))?;
         }
         fs::copy(busybox::program()?, bin.join("busybox")).context("copy busybox")?;
-        for applet in ["cat", "true"] {
+        for applet in ["cat", "sleep", "true"] {
             symlink("busybox", bin.join(applet))?;
         }
         let path = dir.join("config.json");

@@ -139,10 +139,10 @@ impl Contestant {
     ///
     /// # Errors
     /// When the container does not come up.
-    pub fn resident(&self, lasting: &Bundle) -> Result<u64> {
+    pub fn resident(&self, reading: &Bundle) -> Result<u64> {
         let id = format!("{}-{}-rss", self.name, std::process::id());
         let mut waiting = self
-            .command(&["run", "--bundle", lasting.path(), &id])
+            .command(&["run", "--bundle", reading.path(), &id])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()

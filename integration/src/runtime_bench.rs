@@ -83,8 +83,9 @@ pub struct Figures {
 /// Namespaces, a directory and a cgroup for one run of the benchmark.
 #[derive(Debug)]
 pub struct Track {
-    ground: Ground,
+    // Order: this process leaves the cgroup before the ground removes it.
     meter: Meter,
+    ground: Ground,
 }
 
 impl Track {
@@ -109,7 +110,7 @@ impl Track {
         )
         .context("mount a tmpfs")?;
         let meter = Meter::around(ground.cgroup())?;
-        Ok(Self { ground, meter })
+        Ok(Self { meter, ground })
     }
 
     /// Where a file named `name` may be put.

@@ -1,6 +1,7 @@
 //! Side by side: `runc-lite` against the OCI runtimes of the distribution, on one bundle, in one run.
 //!
-//! The contestants take turns within a round, so that a busy machine is busy for all of them. CPU time is
+//! The contestants take turns within a round, so that a busy machine is busy for all of them; a pause parts the
+//! turns. CPU time is
 //! that of a cgroup around everything a command starts, the container's first process included; it holds
 //! where wall time does not.
 

@@ -347,3 +347,61 @@ fn prepare<'a>(
         &mut warn,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+
+    use super::*;
+    use crate::log::Format;
+    use crate::state::ContainerId;
+
+    #[test]
+    fn a_process_that_only_warns_is_not_believed_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(&dir.path().join("log"), Format::Json, false).unwrap();
+        let plan = crate::spec::plan_process(
+            serde_json::from_str(r#"{"args": ["x"], "cwd": "/"}"#).unwrap(),
+            &crate::config::Linux::default(),
+        )
+        .unwrap();
+        let record = Record::new(&ContainerId::parse("one").unwrap());
+        let nobody = fs::File::open("/dev/null").unwrap();
+        let request = AttachRequest {
+            id: "one",
+            init: nobody.as_fd(),
+            namespaces: &[],
+            plan: &plan,
+            filter: None,
+            cgroup: None,
+            resctrl: None,
+            subgroup: None,
+            pid_file: None,
+            console: Console::Nobody,
+            preserve_fds: 0,
+            record: &record,
+            log: &log,
+        };
+        let (parent, child) = pair().unwrap();
+        let warner =
+            thread::spawn(
+                move || {
+                    while child.send(&ToParent::Warning("again".to_owned())).is_ok() {}
+                },
+            );
+        let process = Attached {
+            pid: 0,
+            pidfd: nobody.try_clone().unwrap().into(),
+        };
+        let watched = watch(&request, &parent, None, &process).unwrap_err();
+        drop(parent);
+        warner.join().unwrap();
+        assert!(
+            watched.to_string().contains("unexpected Warning"),
+            "{watched}"
+        );
+        let lines = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(lines.lines().count(), MAX_WARNINGS);
+    }
+}

@@ -1,38 +1,35 @@
-//! Archives made at random, unpacked by us and by GNU tar, compared entry by entry; and images of Debian's
-//! packages, by us and by umoci.
+//! Archives made at random, unpacked by us and by GNU tar, compared entry by entry.
 //!
-//! `AXIL_TEST_ARCHIVES` is how many archives (60); `AXIL_TEST_DEBS` is a directory of packages to make images
-//! of (apt's own), `AXIL_TEST_IMAGES` how many images of up to five packages each (3).
+//! `AXIL_TEST_ARCHIVES` is how many archives there are (60).
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use axil_snapshotter::Compression;
 
 use crate::archive::{Archive, GNU, Head, USTAR};
-use crate::compare::assert_same;
 use crate::world::{Layer, World, can_run, see};
 
 /// A stream of numbers that depends on its seed only (xorshift).
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % sides
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         let at = self.roll(from.len() as u64);
         &from[usize::try_from(at).unwrap()]
     }
@@ -52,7 +49,7 @@ impl Dice {
     }
 }
 
-fn count(variable: &str, default: u64) -> u64 {
+pub(crate) fn count(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
@@ -326,59 +323,4 @@ fn privileged_random_archives_come_out_as_gnu_tar_unpacks_them() {
         entries += ours.len();
     }
     println!("{count} archives, {entries} entries, no difference");
-}
-
-/// Every package of a directory as an archive of its files.
-fn packages() -> Vec<PathBuf> {
-    let dir =
-        std::env::var("AXIL_TEST_DEBS").unwrap_or_else(|_| "/var/cache/apt/archives".to_owned());
-    let listed = fs::read_dir(dir).into_iter().flatten();
-    let mut found: Vec<PathBuf> = listed
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
-        .collect();
-    found.sort();
-    found
-}
-
-#[test]
-fn privileged_images_of_packages_look_as_umoci_unpacks_them() {
-    if !can_run() {
-        return;
-    }
-    let packages = packages();
-    if packages.len() < 3 {
-        println!("skipped: no Debian packages in AXIL_TEST_DEBS or apt's cache");
-        return;
-    }
-    let images = count("AXIL_TEST_IMAGES", 3);
-    let mut dice = Dice::new(7);
-    for number in 0..images {
-        let layers = 2 + dice.roll(4);
-        let mut used = Vec::new();
-        let mut archives = Vec::new();
-        for layer in 0..layers {
-            let package = dice.pick(&packages);
-            if used.contains(package) {
-                continue;
-            }
-            let output = Command::new("dpkg-deb")
-                .arg("--fsys-tarfile")
-                .arg(package)
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{}", package.display());
-            used.push(package.clone());
-            archives.push(output.stdout);
-            // Above packages: whiteouts of what they have, as a build makes them.
-            if layer + 1 == layers {
-                let top = Archive::new()
-                    .file("usr/share/.wh.doc", b"")
-                    .file("usr/share/man/.wh..wh..opq", b"");
-                archives.push(top.finish());
-            }
-        }
-        assert_same(&archives, &format!("image {number} of {used:?}"));
-        println!("image {number}: {} layers", archives.len());
-    }
 }

@@ -19,6 +19,7 @@ mod garbage;
 mod hostile;
 mod merge;
 mod mounts;
+mod packages;
 mod recovery;
 mod tools;
 mod transfer;

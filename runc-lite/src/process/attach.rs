@@ -384,12 +384,12 @@ mod tests {
             log: &log,
         };
         let (parent, child) = pair().unwrap();
-        let warner =
-            thread::spawn(
-                move || {
-                    while child.send(&ToParent::Warning("again".to_owned())).is_ok() {}
-                },
-            );
+        let warner = thread::spawn(move || {
+            // Ignored: nobody listens any more, as it should be.
+            let _ = (0..2 * MAX_WARNINGS)
+                .try_for_each(|_| child.send(&ToParent::Warning("again".to_owned())))
+                .and_then(|()| child.send(&ToParent::Failed("all were taken".to_owned())));
+        });
         let process = Attached {
             pid: 0,
             pidfd: nobody.try_clone().unwrap().into(),

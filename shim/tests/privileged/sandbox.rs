@@ -127,8 +127,12 @@ fn privileged_sandbox_with_a_process() {
         let started = pod.sandbox.start_sandbox(&start, LIMIT).await.unwrap();
         assert_ne!(started.pid, pod.pid());
         assert_eq!(state(&pod).await, ("SANDBOX_READY".into(), started.pid));
-        let comm = fs::read_to_string(format!("/proc/{}/comm", started.pid)).unwrap();
-        assert_eq!(comm.trim(), "sh");
+        // Start answers when the init has been let go: its execve follows.
+        let comm = format!("/proc/{}/comm", started.pid);
+        eventually("the process of the pod is the shell", || {
+            fs::read_to_string(&comm).unwrap().trim() == "sh"
+        })
+        .await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         stop(&pod).await;
         assert_eq!(state(&pod).await.0, "SANDBOX_NOTREADY");

@@ -4,7 +4,7 @@
 //! The API is synchronous; callers with an event loop move it to blocking threads. Everything
 //! starts at [`Store::open`].
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod content;
 pub mod fsck;
@@ -21,16 +21,20 @@ mod confined;
 mod copy;
 mod durable;
 mod error;
+mod ids;
 mod overlay;
 mod store;
+mod sys;
 mod tree;
 
+pub use content::compress::compress;
 pub use content::digest::{Algorithm, Digest, ParseDigestError};
 pub use content::spool::{Spool, SpoolError, SpoolLimits, compression_of};
 pub use content::store::ContentError;
 pub use error::{ErrorClass, PathError};
 pub use fsck::{Depth, LayerCheck};
 pub use gc::{GcError, Reclaimed, Roots};
+pub use ids::{IdRange, IdRanges, Owners};
 pub use layer::apply::ApplyError;
 pub use layer::assemble::LayerArchive;
 pub use layer::inflate::Compression;

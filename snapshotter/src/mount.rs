@@ -19,6 +19,12 @@ use rustix::mount::{
 use crate::error::{ErrorClass, PathError};
 use crate::tree::remove_tree;
 
+mod mapped;
+mod part;
+
+pub use mapped::mount_mapped;
+pub use part::mount_part;
+
 /// Longest value fsconfig(2) takes as a string, without its NUL.
 const FSCONFIG_VALUE_MAX: usize = 255;
 /// Longest options mount(2) takes: one page, without the NUL.
@@ -27,8 +33,9 @@ const MOUNT_DATA_MAX: usize = 4095;
 const BUSY_TRIES: u32 = 10;
 /// Pause between those tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// Most mounts taken off one directory, should they be stacked.
-const STACKED_MAX: u32 = 64;
+/// Most mounts taken off one directory, should they be stacked: those of an overlay with mapped ids whose maker
+/// was killed.
+const STACKED_MAX: u32 = 1024;
 
 /// A mount to be performed, in the form containerd's shim protocol carries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,6 +67,14 @@ pub enum MountError {
         /// The option.
         option: String,
     },
+    /// A part of an image that cannot be mounted by itself.
+    #[error("path \"{part}\" of the image {reason}")]
+    Part {
+        /// The path, cut and escaped.
+        part: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The kernel has no `lowerdir+` and the options exceed what mount(2) takes.
     #[error("{count} lower directories need {bytes} bytes of options, mount(2) takes 4095")]
     TooLong {
@@ -78,7 +93,9 @@ impl MountError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Kind { .. } | Self::Option { .. } => ErrorClass::InvalidArgument,
+            Self::Kind { .. } | Self::Option { .. } | Self::Part { .. } => {
+                ErrorClass::InvalidArgument
+            }
             Self::TooLong { .. } => ErrorClass::Exhausted,
             Self::Path(error) => match Errno::from_io_error(&error.source) {
                 Some(Errno::NOENT | Errno::NOTDIR) => ErrorClass::NotFound,
@@ -223,6 +240,26 @@ impl<'a> Overlay<'a> {
         Ok(out)
     }
 
+    /// A volatile overlay leaves a mark that keeps its directories from being used again, for the
+    /// case that data was lost (kernel documentation, overlayfs, "Volatile mount"). Here it only means
+    /// that the container was mounted before.
+    fn forget_volatile(&self) {
+        let (true, Some(work)) = (self.flags.contains(&"volatile"), self.work) else {
+            return;
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let marked = openat(
+            CWD,
+            format!("{work}/work"),
+            flags | OFlags::NOFOLLOW,
+            Mode::empty(),
+        );
+        if let Ok(marked) = marked {
+            // Absent on the first mount. If it cannot be removed, the mount says so.
+            let _ = remove_tree(marked, b"incompat");
+        }
+    }
+
     /// All options in the notation of mount(2).
     fn data(&self) -> String {
         let mut parts: Vec<String> = self.flags.iter().map(ToString::to_string).collect();
@@ -239,33 +276,12 @@ impl<'a> Overlay<'a> {
 }
 
 fn overlay(options: &Overlay<'_>, place: &OwnedFd, path: &Path) -> Result<(), MountError> {
-    if options.flags.contains(&"volatile")
-        && let Some(work) = options.work
-    {
-        forget_volatile(work);
-    }
+    options.forget_volatile();
     match overlay_by_api(options, place) {
         Ok(()) => Ok(()),
         // No mount API, or one without `lowerdir+`: the kernel is older than 6.5.
         Err(Errno::NOSYS | Errno::INVAL) => overlay_legacy(options, place, path),
         Err(error) => Err(PathError::new("mount overlay on", path.display(), error).into()),
-    }
-}
-
-/// A volatile overlay leaves a mark that keeps its directories from being used again, for the
-/// case that data was lost (kernel documentation, overlayfs, "Volatile mount"). Here it only means
-/// that the container was mounted before.
-fn forget_volatile(work: &str) {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let marked = openat(
-        CWD,
-        format!("{work}/work"),
-        flags | OFlags::NOFOLLOW,
-        Mode::empty(),
-    );
-    if let Ok(marked) = marked {
-        // Absent on the first mount. If it cannot be removed, the mount says so.
-        let _ = remove_tree(marked, b"incompat");
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -17,6 +17,7 @@ use rustix::fs::{
 use crate::confined::open_dir;
 use crate::copy::Copy;
 use crate::error::PathError;
+use crate::ids::Owners;
 use crate::layer::attributes::set_opaque;
 use crate::mount::{self, Mount};
 use crate::overlay::Overlayfs;
@@ -33,11 +34,30 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
     fn layers_max(&self) -> usize;
 
     /// Fills the new directories `fs` and `work` of a container on top of `below`. Answers on which layers it
-    /// needs to be mounted, top first: those are kept as long as the container.
+    /// needs to be mounted, top first: those are kept as long as the container. Who answers none has copied, and
+    /// given the copies to `owners`.
     ///
     /// # Errors
     /// The I/O error; the caller removes what was made.
-    fn fill(&self, container: &OwnedFd, below: &Lowers<'_>) -> io::Result<Vec<u64>>;
+    fn fill(
+        &self,
+        container: &OwnedFd,
+        below: &Lowers<'_>,
+        owners: Owners<'_>,
+    ) -> io::Result<Vec<u64>>;
+
+    /// As [`Snapshotter::fill`], for a view that nothing is written to.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::fill`].
+    fn fill_view(
+        &self,
+        view: &OwnedFd,
+        below: &Lowers<'_>,
+        owners: Owners<'_>,
+    ) -> io::Result<Vec<u64>> {
+        self.fill(view, below, owners)
+    }
 
     /// Returns how to mount the directory of a container below the root of the store. Pure.
     fn mounts(&self, store: &Path, container: u64, below: &[u64]) -> Vec<Mount>;
@@ -129,8 +149,9 @@ pub(crate) fn choose(choice: Choice, top: &OwnedFd, root: &Path) -> Result<Chose
     }
 }
 
-/// The directory of a trial.
+/// The directory of a trial, and that of one with mapped ids.
 const TRIAL: &str = "probe";
+const IDS_TRIAL: &str = "probe-ids";
 
 /// Tries what overlayfs needs of the file system the store is on. The reason of a failure is for the operator.
 fn probe(top: &OwnedFd, root: &Path) -> Result<(), String> {
@@ -143,10 +164,63 @@ fn probe(top: &OwnedFd, root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn try_overlay(top: &OwnedFd, trial: &Path) -> Result<(), String> {
-    fn failed<E: fmt::Display>(what: &str) -> impl FnOnce(E) -> String + '_ {
-        move |error| format!("cannot {what}: {error}")
+/// Tries whether an overlay can show the files of a layer with the owners of the user namespace `ids`, whose root
+/// is not the host's. The reason of a failure is for the operator.
+pub(crate) fn probe_ids(top: &OwnedFd, root: &Path, ids: BorrowedFd<'_>) -> Result<(), String> {
+    let trial = root.join(IDS_TRIAL);
+    // A process that was killed in the middle of it leaves a mount.
+    mount::unmount(&trial.join("place")).map_err(failed("unmount"))?;
+    let remove = || {
+        let removed = remove_tree(top, IDS_TRIAL.as_bytes());
+        removed.map_err(|error| format!("cannot remove {IDS_TRIAL}: {error}"))
+    };
+    remove()?;
+    let tried = try_ids(top, &trial, ids);
+    let removed = remove();
+    tried?;
+    removed.map(drop)
+}
+
+fn try_ids(top: &OwnedFd, trial: &Path, ids: BorrowedFd<'_>) -> Result<(), String> {
+    mkdirat(top, IDS_TRIAL, Mode::RWXU).map_err(failed("create a directory"))?;
+    let dir = open_dir(top, IDS_TRIAL.as_bytes()).map_err(failed("open a directory"))?;
+    for name in ["lower", "upper", "work", "place"] {
+        mkdirat(&dir, name, Mode::RWXU).map_err(failed("create a directory"))?;
     }
+    let lower = open_dir(&dir, b"lower").map_err(failed("open a directory"))?;
+    mkdirat(&lower, "inside", Mode::RWXU).map_err(failed("create a directory"))?;
+    let below = |name: &str| trial.join(name).display().to_string();
+    let overlay = Mount {
+        kind: "overlay".to_owned(),
+        source: "overlay".to_owned(),
+        target: None,
+        options: vec![
+            "index=off".to_owned(),
+            "volatile".to_owned(),
+            format!("lowerdir={}", below("lower")),
+            format!("upperdir={}", below("upper")),
+            format!("workdir={}", below("work")),
+        ],
+    };
+    let place = trial.join("place");
+    mount::mount_mapped(&overlay, &place, ids).map_err(|error| {
+        let why = std::error::Error::source(&error).map_or(String::new(), |why| format!(": {why}"));
+        format!("{error}{why}")
+    })?;
+    let seen = rustix::fs::stat(place.join("inside").as_path());
+    mount::unmount(&place).map_err(failed("unmount"))?;
+    match seen {
+        Ok(stat) if stat.st_uid != 0 => Ok(()),
+        Ok(_) => Err("ids of lower directories are not mapped".to_owned()),
+        Err(error) => Err(format!("cannot stat: {error}")),
+    }
+}
+
+fn failed<E: fmt::Display>(what: &str) -> impl FnOnce(E) -> String + '_ {
+    move |error| format!("cannot {what}: {error}")
+}
+
+fn try_overlay(top: &OwnedFd, trial: &Path) -> Result<(), String> {
     mkdirat(top, TRIAL, Mode::RWXU).map_err(failed("create a directory"))?;
     let dir = open_dir(top, TRIAL.as_bytes()).map_err(failed("open a directory"))?;
     for name in ["lower", "upper", "work"] {

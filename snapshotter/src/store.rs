@@ -422,6 +422,17 @@ impl Store {
         }
     }
 
+    /// Returns the bytes that these layers and blobs occupy with their records, as [`Store::store_usage`] counts
+    /// them. What is not there takes none.
+    #[must_use]
+    pub fn size_of(&self, layers: &[ChainId], blobs: &[&Digest]) -> u64 {
+        let index = self.shared.index();
+        let layers = layers.iter().filter_map(|chain| index.layers.get(chain));
+        let layers = layers.map(|layer| layer.usage.bytes + self.shared.record_bytes);
+        let blobs = blobs.iter().filter_map(|digest| index.blobs.get(digest));
+        layers.chain(blobs.copied()).sum()
+    }
+
     /// Returns what blobs, layers (also such that are being unpacked, and such that wait for their removal) and
     /// partial downloads occupy, from recorded sizes: nothing is walked. Inodes are files, directories and all
     /// other nodes of layers, one per blob, per record and per partial download. Writable layers of containers

@@ -30,7 +30,7 @@ pub(crate) struct LayerRecord {
     pub(crate) archive_bytes: Option<u64>,
 }
 
-/// The writable layer of a container.
+/// The writable layer of a container, or a view of layers that nothing is written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ActiveRecord {
     pub(crate) id: SnapshotId,
@@ -39,6 +39,7 @@ pub(crate) struct ActiveRecord {
     /// Directories below, top first. Kept here so that a damaged layer record does not take the
     /// containers on top of it down.
     pub(crate) lowers: Vec<SnapshotId>,
+    pub(crate) is_view: bool,
 }
 
 /// Either record.
@@ -77,7 +78,17 @@ enum KindDocument {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         parent: Option<String>,
         lowers: Vec<SnapshotId>,
+        #[serde(default, skip_serializing_if = "is_false")]
+        view: bool,
     },
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Record {
@@ -105,6 +116,7 @@ impl Record {
                 key: active.key.clone(),
                 parent: active.parent.as_ref().map(ToString::to_string),
                 lowers: active.lowers.clone(),
+                view: active.is_view,
             },
         };
         let document = Document {
@@ -149,11 +161,13 @@ impl Record {
                 key,
                 parent,
                 lowers,
+                view,
             } => Self::Active(ActiveRecord {
                 id,
                 key,
                 parent: parent.as_deref().map(chain).transpose()?,
                 lowers,
+                is_view: view,
             }),
         })
     }
@@ -167,10 +181,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_survive_the_round_trip(id: u64, key in "\\PC{1,40}", lowers: Vec<u64>, bytes: u64, opaque_root: bool, archive_bytes: Option<u64>) {
+        fn records_survive_the_round_trip(id: u64, key in "\\PC{1,40}", lowers: Vec<u64>, bytes: u64, opaque_root: bool, archive_bytes: Option<u64>, is_view: bool) {
             let chain = ChainId::first(&Digest::sha256_of(key.as_bytes()));
             let parent = lowers.first().map(|_| chain.clone());
-            let active = Record::Active(ActiveRecord { id, key, parent: parent.clone(), lowers });
+            let active = Record::Active(ActiveRecord { id, key, parent: parent.clone(), lowers, is_view });
             prop_assert_eq!(Record::from_json(&active.to_json()), Ok(active));
             let digest = Digest::sha256_of(b"x");
             let layer = Record::Layer(LayerRecord {

@@ -1,5 +1,7 @@
 //! Writable layers of containers: made, mounted, measured and removed by key.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::fs::{AtFlags, renameat, unlinkat};
 use rustix::io::Errno;
 
@@ -9,9 +11,10 @@ use super::measured;
 use crate::confined::open_dir;
 use crate::durable::{atomic_write, sync_dir};
 use crate::error::{ErrorClass, PathError, shown};
+use crate::ids::Owners;
 use crate::mount::Mount;
 use crate::overlay;
-use crate::snapshotter::Lowers;
+use crate::snapshotter::{Lowers, probe_ids};
 use crate::store::{
     Active, ActivePhase, Index, Made, Store, condemned_name, make_new_dir, record_name,
     removing_name,
@@ -97,6 +100,65 @@ impl Store {
         key: &str,
         parent: Option<&ChainId>,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        self.prepare_for(key, parent, Owners::AsStored)
+    }
+
+    /// As [`Store::prepare`], for `owners`. Mapped ones need [`crate::mount::mount_mapped`]; shifted ones need a
+    /// copy of all layers.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn prepare_for(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        owners: Owners<'_>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.make(key, parent, owners, false)
+    }
+
+    /// Makes a read-only view `key` of a committed layer and those below it, or of nothing, and returns how to
+    /// mount it. The layers stay as long as the view; it is removed as a writable layer is.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn view(&self, key: &str, parent: Option<&ChainId>) -> Result<Vec<Mount>, SnapshotError> {
+        self.view_for(key, parent, Owners::AsStored)
+    }
+
+    /// As [`Store::view`], for `owners`; see [`Store::prepare_for`].
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn view_for(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        owners: Owners<'_>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.make(key, parent, owners, true)
+    }
+
+    /// Tells whether mounts of this store can have mapped ids, or why not: `ids` is a user namespace whose root
+    /// is not the host's. Tries it, so it is for the start.
+    ///
+    /// # Errors
+    /// The reason, for the operator.
+    pub fn can_map_ids(&self, ids: BorrowedFd<'_>) -> Result<(), String> {
+        let name = self.shared.snapshotter.name();
+        if name != "overlayfs" {
+            return Err(format!("the snapshotter is {name}"));
+        }
+        probe_ids(&self.shared.top, &self.shared.root, ids)
+    }
+
+    fn make(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        owners: Owners<'_>,
+        is_view: bool,
+    ) -> Result<Vec<Mount>, SnapshotError> {
         if key.is_empty() || key.len() > KEY_MAX {
             return Err(SnapshotError::Key {
                 key: shown(key.as_bytes()),
@@ -116,10 +178,11 @@ impl Store {
                 None => Vec::new(),
             };
             let most = self.shared.snapshotter.layers_max();
+            // A view has its own directory below the layers.
+            let count = lowers.len() + usize::from(is_view);
             if let Some(chain) = parent
-                && lowers.len() > most
+                && count > most
             {
-                let count = lowers.len();
                 return Err(SnapshotError::TooManyLayers {
                     chain: chain.clone(),
                     count,
@@ -132,6 +195,7 @@ impl Store {
                 key: key.to_owned(),
                 parent: parent.cloned(),
                 lowers: lowers.clone(),
+                is_view,
             };
             let active = Active {
                 record,
@@ -141,7 +205,7 @@ impl Store {
             index.actives.insert(key.to_owned(), active);
             lowers
         };
-        let made = self.make_active(key, parent, lowers);
+        let made = self.make_active(key, parent, lowers, owners, is_view);
         let usage = made.as_ref().map_or(Usage::default(), |record| {
             let id = record.id.to_string();
             let copied = record.lowers.is_empty() && parent.is_some();
@@ -156,8 +220,13 @@ impl Store {
         let mut index = self.shared.index();
         match made {
             Ok(record) => {
-                let (root, snapshotter) = (&self.shared.root, &self.shared.snapshotter);
-                let mounts = snapshotter.mounts(root, record.id, &record.lowers);
+                let root = &self.shared.root;
+                let mounts = if is_view {
+                    overlay::view_mounts(root, record.id, &record.lowers)
+                } else {
+                    let snapshotter = &self.shared.snapshotter;
+                    snapshotter.mounts(root, record.id, &record.lowers)
+                };
                 index.making.remove(&record.id);
                 let active = Active {
                     record,
@@ -179,6 +248,8 @@ impl Store {
         key: &str,
         parent: Option<&ChainId>,
         lowers: Vec<SnapshotId>,
+        owners: Owners<'_>,
+        is_view: bool,
     ) -> Result<ActiveRecord, SnapshotError> {
         let (id, dir, _growing) = self.shared.new_snapshot_dir()?;
         let mut record = ActiveRecord {
@@ -186,12 +257,18 @@ impl Store {
             key: key.to_owned(),
             parent: parent.cloned(),
             lowers,
+            is_view,
         };
         let made = (|| {
             make_new_dir(&dir, "fs")?;
             make_new_dir(&dir, "work")?;
             let below = Lowers::new(&self.shared.snapshots, &record.lowers);
-            let filled = self.shared.snapshotter.fill(&dir, &below);
+            let snapshotter = &self.shared.snapshotter;
+            let filled = if is_view {
+                snapshotter.fill_view(&dir, &below, owners)
+            } else {
+                snapshotter.fill(&dir, &below, owners)
+            };
             record.lowers = filled
                 .map_err(|source| PathError::new("fill", format!("snapshots/{id}/fs"), source))?;
             let bytes = Record::Active(record.clone()).to_json();
@@ -218,7 +295,7 @@ impl Store {
         Ok(record)
     }
 
-    /// Returns how to mount the writable layer `key`.
+    /// Returns how to mount the writable layer or view `key`.
     ///
     /// # Errors
     /// `NotFound` for an unknown key, `Unavailable` while it is being made or removed.
@@ -226,11 +303,12 @@ impl Store {
         let index = self.shared.index();
         let record = ready(&index, key)?;
         // What is below is in the record, so that a container made by another snapshotter mounts too.
-        Ok(overlay::mounts(
-            &self.shared.root,
-            record.id,
-            &record.lowers,
-        ))
+        let mounts = if record.is_view {
+            overlay::view_mounts
+        } else {
+            overlay::mounts
+        };
+        Ok(mounts(&self.shared.root, record.id, &record.lowers))
     }
 
     /// Removes the writable layer `key` and returns whether it existed. It must not be mounted.

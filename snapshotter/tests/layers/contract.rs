@@ -135,6 +135,57 @@ fn privileged_every_snapshotter_shows_the_same_image() {
 }
 
 #[test]
+fn privileged_a_view_shows_the_image_and_takes_no_writes() {
+    if !can_run() {
+        return;
+    }
+    for choice in ALL {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("s");
+        // One layer alone as well: overlayfs takes no fewer than two, and its whiteouts must not be seen.
+        let marked = Archive::new()
+            .file("kept", b"x")
+            .file(".wh.gone", b"")
+            .finish();
+        for archives in [image(), vec![marked]] {
+            let (store, chain) = store_with(choice, &root, &archives);
+            store.prepare("container", Some(&chain)).unwrap();
+            let expected = with_mounted(&store, "container", see);
+            let mounts = store.view("view", Some(&chain)).unwrap();
+            assert_eq!(store.mounts("view").unwrap(), mounts);
+            // It holds its layers, also after a restart.
+            drop(store);
+            let store = again(choice, &root);
+            store.collect_garbage(&Roots::default()).unwrap();
+            with_mounted(&store, "view", |root| {
+                assert_eq!(see(root), expected, "{choice:?}");
+                assert!(!root.join("gone").exists() && !root.join(".wh.gone").exists());
+                for write in [
+                    fs::write(root.join("new"), "x"),
+                    fs::remove_file(root.join("kept")),
+                ] {
+                    assert_eq!(
+                        write.unwrap_err().kind(),
+                        std::io::ErrorKind::ReadOnlyFilesystem
+                    );
+                }
+            });
+            for key in ["view", "container"] {
+                assert!(store.remove(key).unwrap());
+            }
+            store.collect_garbage(&Roots::default()).unwrap();
+            assert_eq!(store.layers(), []);
+        }
+        let store = again(choice, &root);
+        store.view("nothing", None).unwrap();
+        with_mounted(&store, "nothing", |root| {
+            assert_eq!(fs::read_dir(root).unwrap().count(), 0);
+            assert!(fs::write(root.join("new"), "x").is_err());
+        });
+    }
+}
+
+#[test]
 fn privileged_with_every_snapshotter_a_container_changes_itself_only() {
     if !can_run() {
         return;

@@ -12,4 +12,5 @@ pub mod records;
 pub mod registry;
 pub mod remote;
 pub mod rootfs;
+pub mod runtime_features;
 pub mod shim;

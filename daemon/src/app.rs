@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +21,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::adapters::cgroups::CgroupTree;
 use crate::adapters::durable::make_private_dir;
 use crate::adapters::layers::LayerStore;
-use crate::adapters::namespaces::Pins;
+use crate::adapters::namespaces::{Pins, trial_user_namespace};
 use crate::adapters::network::CniNetwork;
 use crate::adapters::pod_files::RunFiles;
 use crate::adapters::records::RecordFiles;
 use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
+use crate::adapters::runtime_features::{self, RuntimeFeatures};
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
 use crate::config::{Config, LayerBounds};
 use crate::control;
@@ -62,7 +64,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let _sole = claim(&config.state)?;
 
     let metrics = Arc::new(Metrics::default());
-    let (engine, shared) = build(&config, &metrics)?;
+    let binaries = Binaries::find(&config)?;
+    let runtime = runtime_features(&binaries.runtime).await;
+    let (engine, shared) = build(&config, &metrics, binaries, runtime)?;
     engine.images.load().await.context("load images")?;
     let pods = engine.recover().await.context("recover pods")?;
 
@@ -89,19 +93,17 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let socket = config.socket().context("listen: not a unix:// path")?;
     let listener = listen(&socket)?;
-    let recursive_read_only = shared.host.recursive_read_only;
+    let features = axil_proto::cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: shared.host.recursive_read_only,
+        user_namespaces: shared.host.no_user_namespaces.is_none(),
+    };
     let info = serde_json::json!({
         "stateDir": config.state,
         "rootDir": config.root,
         "cgroupDriver": config.cgroups.driver,
         "cgroupParent": config.cgroups.parent,
     });
-    let runtime = RuntimeCalls::new(
-        engine.clone(),
-        Arc::clone(&metrics),
-        info,
-        recursive_read_only,
-    );
+    let runtime = RuntimeCalls::new(engine.clone(), Arc::clone(&metrics), info, features);
     let store = config.root.join("snapshots").display().to_string();
     let images = ImageCalls::new(engine, Arc::clone(&metrics), store);
     let runtime = RuntimeServiceServer::new(runtime)
@@ -175,8 +177,12 @@ fn claim(state: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
 }
 
 /// Builds every adapter and the engine over them.
-fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc<Shared>)> {
-    let binaries = Binaries::find(config)?;
+fn build(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    binaries: Binaries,
+    runtime: RuntimeFeatures,
+) -> anyhow::Result<(Engine, Arc<Shared>)> {
     let store = open_store(config)?;
     let records = Arc::new(RecordFiles::open(&config.root)?);
     let sockets = config.state.join("s");
@@ -187,26 +193,68 @@ fn build(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Engine, Arc
         runtime_root: config.state.join("runtime"),
         sockets,
     });
+    let mut host = crate::host::facts();
+    host.recursive_read_only &= runtime.recursive_read_only;
+    let (no_user_namespaces, maps_ids) = user_namespaces(&store, runtime);
+    host.no_user_namespaces = no_user_namespaces;
     let ports = Ports {
         records: Arc::clone(&records) as _,
         namespaces: Arc::new(Pins::new(&config.state)),
         network: Arc::new(CniNetwork::open(network_options(config)?)?),
         files: Arc::new(RunFiles::open(&config.state)?),
-        rootfs: Arc::new(OverlayRootfs::new(Arc::clone(&store))),
+        rootfs: Arc::new(OverlayRootfs::new(Arc::clone(&store), maps_ids)),
         shims: Arc::new(shims),
         cgroups: Arc::new(CgroupTree::open(&config.cgroups.parent)?),
     };
     let shared = Arc::new(Shared {
         ports,
         views: crate::engine::views::Views::default(),
-        host: crate::host::facts(),
+        host,
         sandbox_binary: binaries.sandbox,
         metrics: Arc::clone(metrics),
         bounds: Bounds::default(),
         index: std::sync::Mutex::default(),
     });
-    let images = images_over(config, store, records, metrics);
+    let images = images_over(config, store, records, metrics)?;
     Ok((Engine::new(Arc::clone(&shared), Arc::new(images)), shared))
+}
+
+/// What the OCI runtime says of itself; one that says nothing is taken to have the least.
+async fn runtime_features(binary: &Path) -> RuntimeFeatures {
+    runtime_features::ask(binary)
+        .await
+        .unwrap_or_else(|failure| {
+            tracing::warn!(error = %failure, "the OCI runtime does not tell its features");
+            RuntimeFeatures::default()
+        })
+}
+
+/// Why pods cannot have user namespaces, if they cannot, and whether mounts of the store can have mapped ids.
+fn user_namespaces(
+    store: &axil_snapshotter::Store,
+    runtime: RuntimeFeatures,
+) -> (Option<String>, bool) {
+    let lack = |why: String| {
+        tracing::info!(reason = why, "pods cannot have user namespaces");
+        (Some(why), false)
+    };
+    if !runtime.user_namespaces {
+        return lack("the OCI runtime has no user namespaces with id-mapped mounts".to_owned());
+    }
+    let namespace = match trial_user_namespace() {
+        Ok(namespace) => namespace,
+        Err(failure) => return lack(failure.to_string()),
+    };
+    match store.can_map_ids(namespace.as_fd()) {
+        Ok(()) => (None, true),
+        Err(reason) => {
+            tracing::info!(
+                reason,
+                "ids of images cannot be mapped; pods with a user namespace get copies"
+            );
+            (None, false)
+        }
+    }
 }
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<axil_snapshotter::Store>> {
@@ -231,14 +279,15 @@ fn images_over(
     store: Arc<axil_snapshotter::Store>,
     records: Arc<RecordFiles>,
     metrics: &Arc<Metrics>,
-) -> Images {
-    Images::new(
+) -> anyhow::Result<Images> {
+    Ok(Images::new(
         records,
         Arc::new(LayerStore::new(store, layer_limits(&config.images.layer))),
         Arc::new(Registries::open(&config.images)),
         Arc::clone(metrics),
         config.images.max_concurrent_downloads,
-    )
+        config.images.pinned_patterns()?,
+    ))
 }
 
 /// The images of a daemon that does not run, for a command. The store's lock keeps a daemon from starting
@@ -251,7 +300,7 @@ pub async fn open_images(config: &Config) -> anyhow::Result<Arc<Images>> {
     anyhow::ensure!(config.root.is_dir(), "there is no store in {root}");
     let store = open_store(config)?;
     let records = Arc::new(RecordFiles::open(&config.root)?);
-    let images = Arc::new(images_over(config, store, records, &Arc::default()));
+    let images = Arc::new(images_over(config, store, records, &Arc::default())?);
     images.load().await.context("load images")?;
     Ok(images)
 }

@@ -191,6 +191,11 @@ pub const KEYS: &[Key] = &[
         "Take layers marked as non-distributable if the registry itself has them; other places are never asked.",
     ),
     key(
+        "images.pinned",
+        "[]",
+        "Images exempt from garbage collection: references, ids, or names with * for any characters; shown to the kubelet.",
+    ),
+    key(
         "images.snapshotter",
         "\"auto\"",
         "auto, overlayfs or copy; auto is overlayfs where a trial mount works.",
@@ -692,6 +697,7 @@ mod tests {
                 "range_size = \"100KiB\": must be 1MiB",
             ),
             ("[images]\nmax_layers = 513", "images.max_layers"),
+            ("[images]\npinned = ['a', 'B']", "images.pinned"),
             (
                 "[images.layer]\nzstd_window = '1'",
                 "images.layer.zstd_window",

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::domain::failure::{Class, Failure};
+use crate::domain::image::media::Compression;
 use crate::domain::image::stored::StoredImage;
 use crate::engine::export_image::{export_failure, plan_export};
 use crate::engine::fsck::{self, FsckOptions};
@@ -41,6 +42,9 @@ pub enum Request {
     RemoveImage {
         /// A reference, an id, or the beginning of one.
         name: String,
+        /// Also when it is pinned.
+        #[serde(default)]
+        force: bool,
     },
     /// Take in the archive that is the body.
     ImportImages {
@@ -51,6 +55,9 @@ pub enum Request {
     ExportImages {
         /// References or ids.
         names: Vec<String>,
+        /// How layers are compressed in it.
+        #[serde(default)]
+        compress: Compression,
     },
 }
 
@@ -67,16 +74,20 @@ pub struct ListedImage {
     pub bytes: u64,
     /// Whether it lost something and waits to be pulled again.
     pub incomplete: bool,
+    /// Whether the configuration pins it.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 impl ListedImage {
-    fn of(image: &StoredImage, incomplete: bool) -> Self {
+    fn of(image: &StoredImage, incomplete: bool, pinned: bool) -> Self {
         Self {
             id: image.id.clone(),
             tags: image.repo_tags.iter().cloned().collect(),
             digests: image.repo_digests.iter().cloned().collect(),
             bytes: image.size_bytes,
             incomplete,
+            pinned,
         }
     }
 }
@@ -113,8 +124,8 @@ pub async fn answer(
     request: Request,
     body: mpsc::Receiver<Piece>,
 ) -> Result<Answer, Failure> {
-    if let Request::ExportImages { names } = &request {
-        let export = plan_export(images, names).await?;
+    if let Request::ExportImages { names, compress } = &request {
+        let export = plan_export(images, names, *compress).await?;
         let (sender, pieces) = mpsc::channel(WAITING);
         let broken = sender.clone();
         let write = move || {
@@ -150,7 +161,7 @@ async fn carry_out(
 ) -> Result<(), Failure> {
     let tell = async |image: &StoredImage, incomplete| {
         // Ignored: whoever asked may have gone.
-        let line = Line::Image(ListedImage::of(image, incomplete));
+        let line = Line::Image(ListedImage::of(image, incomplete, images.is_pinned(image)));
         let _gone = lines.send(line).await;
     };
     match request {
@@ -177,9 +188,15 @@ async fn carry_out(
                 tell(&image, true).await;
             }
         }
-        Request::RemoveImage { name } => {
+        Request::RemoveImage { name, force } => {
             if !images.is_known(&name)? {
                 return Err(Failure::not_found(format!("image {name:?} is not here")));
+            }
+            // The CRI is not asked: its RemoveImage must remove pinned images too (CRI, `Image.pinned`).
+            if !force && images.names_pinned(&name)? {
+                return Err(Failure::precondition(format!(
+                    "image {name:?} is pinned by images.pinned; --force removes it all the same"
+                )));
             }
             images.remove(&name).await?;
         }

@@ -100,7 +100,9 @@ pub fn facts() -> HostFacts {
         apparmor: read_small("/sys/module/apparmor/parameters/enabled")
             .is_some_and(|text| text.starts_with('Y')),
         apparmor_default: None,
+        // Known when the OCI runtime was asked as well.
         recursive_read_only: kernel_at_least(5, 12),
+        no_user_namespaces: None,
         all_devices,
     }
 }
@@ -294,7 +296,8 @@ fn collect_devices(
 /// # Errors
 /// `InvalidArgument` naming the path.
 pub async fn check_mount_sources(mounts: &[MountSpec]) -> Result<(), Failure> {
-    let paths: Vec<String> = mounts.iter().map(|mount| mount.host_path.clone()).collect();
+    let paths = mounts.iter().filter(|mount| mount.image.is_none());
+    let paths: Vec<String> = paths.map(|mount| mount.host_path.clone()).collect();
     blocking("look at volumes", move || {
         for path in &paths {
             if let Err(error) = fs::metadata(path) {

@@ -1,5 +1,5 @@
 //! axild: reads the command line and the configuration, runs the daemon, answers with an exit code. Started by
-//! the name of the unpack process it is that.
+//! the name of the unpack process, or of the holder of a user namespace, it is that.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -47,6 +47,9 @@ fn main() -> ExitCode {
     // Order: before anything else. This program is its own unpack process, so that the two are of one version.
     if axil_snapshotter::worker::is_asked_for() {
         return axil_snapshotter::worker::main();
+    }
+    if axild::adapters::namespaces::is_asked_for() {
+        return axild::adapters::namespaces::main();
     }
     let arguments = Arguments::parse();
     let failed = match arguments.command {

@@ -19,6 +19,7 @@ use crate::domain::container::record::ContainerRecord;
 use crate::domain::failure::Failure;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::PodSpec;
+use crate::domain::pod::user_namespace::IdMappings;
 
 /// Result of a port call.
 pub type Answer<T> = Result<T, Failure>;
@@ -51,6 +52,8 @@ pub trait Namespaces: Send + Sync {
 /// Which namespaces a pod gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamespacePlan {
+    /// Ids of a user namespace of its own, which then owns the others.
+    pub user: Option<IdMappings>,
     /// A network namespace of its own, and with it a UTS namespace.
     pub network: bool,
     /// An IPC namespace of its own.
@@ -64,6 +67,8 @@ pub struct NamespacePlan {
 /// Pins of a pod; none means the node's namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamespacePaths {
+    /// User namespace.
+    pub user: Option<PathBuf>,
     /// Network namespace.
     pub net: Option<PathBuf>,
     /// IPC namespace.
@@ -105,8 +110,13 @@ pub trait PodFiles: Send + Sync {
     async fn prepare(&self, pod: &PodId, spec: &PodSpec) -> Answer<PodPaths>;
     /// Where they are, whether or not they exist.
     fn paths(&self, pod: &PodId, spec: &PodSpec) -> PodPaths;
-    /// Writes the OCI document of the sandbox process into the sandbox bundle.
-    async fn write_sandbox_bundle(&self, pod: &PodId, document: Vec<u8>) -> Answer<()>;
+    /// Writes the OCI document of the sandbox process into the sandbox bundle, and makes a root for it.
+    async fn write_sandbox_bundle(
+        &self,
+        pod: &PodId,
+        spec: &PodSpec,
+        document: Vec<u8>,
+    ) -> Answer<()>;
     /// Removes everything of the pod, unmounting first.
     async fn remove(&self, pod: &PodId) -> Answer<()>;
     /// Makes the bundle directory of a container.
@@ -137,17 +147,48 @@ pub struct PodPaths {
 /// Root file systems of containers.
 #[async_trait]
 pub trait Rootfs: Send + Sync {
-    /// Makes a writable layer over the image's layers and mounts it at `target`.
+    /// Makes a writable layer over the image's layers and mounts it at `target`; its files belong to `users`.
     async fn prepare(
         &self,
         container: &ContainerId,
         chain: Option<&str>,
+        users: Option<&Users>,
         target: &Path,
     ) -> Answer<()>;
-    /// Unmounts and removes the writable layer; its space is free when it returns.
-    async fn release(&self, container: &ContainerId, target: &Path) -> Answer<()>;
+    /// Mounts an image, or a part of it, read-only in the container's bundle; answers where.
+    async fn mount_image(
+        &self,
+        container: &ContainerId,
+        volume: &VolumePlan,
+        bundle: &Path,
+    ) -> Answer<PathBuf>;
+    /// Unmounts what is mounted in the container's bundle and removes the writable layer and the views of
+    /// images; their space is free when it returns.
+    async fn release(&self, container: &ContainerId, bundle: &Path) -> Answer<()>;
     /// /etc/passwd and /etc/group of a mounted root file system, read within it.
     async fn user_files(&self, rootfs: &Path) -> Answer<UserFiles>;
+}
+
+/// An image to be mounted for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// Which of the container's image volumes it is, from 0.
+    pub number: usize,
+    /// Chain id of the image's topmost layer; none for an image without layers.
+    pub chain: Option<String>,
+    /// What of the image, relative to its root; empty is all of it.
+    pub sub_path: String,
+    /// Whom its files belong to.
+    pub users: Option<Users>,
+}
+
+/// The users and groups of a pod's user namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Users {
+    /// Who they are on the node.
+    pub ids: IdMappings,
+    /// Where the namespace is pinned.
+    pub namespace: PathBuf,
 }
 
 /// User database of an image.

@@ -202,12 +202,8 @@ impl Layers for LayerStore {
         Ok(blocking("collect garbage", collect).await?.usage.bytes)
     }
 
-    fn size_of(&self, chains: &[ChainId]) -> u64 {
-        chains
-            .iter()
-            .filter_map(|chain| self.store.layer_usage(chain))
-            .map(|u| u.bytes)
-            .sum()
+    fn size_of(&self, chains: &[ChainId], documents: &[&Digest]) -> u64 {
+        self.store.size_of(chains, documents)
     }
 
     async fn usage(&self) -> Answer<Usage> {

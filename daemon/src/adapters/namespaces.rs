@@ -1,25 +1,37 @@
 //! Namespaces of pods, pinned by bind mounts.
 //!
 //! A thread of its own leaves the node's namespaces, sets the host name and the sysctls from inside,
-//! and binds `/proc/thread-self/ns/*` to files. Nothing has to run to keep them.
+//! and binds `/proc/thread-self/ns/*` to files. Nothing has to run to keep them. Namespaces that belong to
+//! a user namespace of the pod are made by a process (`holder.rs`) and joined by the thread.
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use axil_proto::ids::PodId;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::durable::make_private_dir;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::pod::spec::{NamespaceMode, PodSpec};
+use crate::domain::pod::user_namespace::{IdMapping, IdMappings};
 use crate::engine::spawn::blocking;
 use crate::ports::{Answer, NamespacePaths, NamespacePlan, Namespaces};
 
+mod holder;
+
+use holder::Holder;
+pub use holder::{is_asked_for, main};
+
+/// Root of the trial's user namespace: an id nobody has, as kubelets give them out from 65536 on.
+const TRIAL_ROOT: u32 = 65_536;
+
 /// Names of the pins, and what each is of.
-const KINDS: [(&str, CloneFlags); 3] = [
+const KINDS: [(&str, CloneFlags); 4] = [
+    ("user", CloneFlags::CLONE_NEWUSER),
     ("net", CloneFlags::CLONE_NEWNET),
     ("ipc", CloneFlags::CLONE_NEWIPC),
     ("uts", CloneFlags::CLONE_NEWUTS),
@@ -68,7 +80,9 @@ impl Namespaces for Pins {
         let dir = self.dir(pod);
         let own_net = !spec.host_network();
         let own_ipc = spec.namespaces.ipc != NamespaceMode::Node;
+        let own_user = spec.namespaces.user.ids().is_some();
         NamespacePaths {
+            user: own_user.then(|| dir.join("user")),
             net: own_net.then(|| dir.join("net")),
             ipc: own_ipc.then(|| dir.join("ipc")),
             uts: own_net.then(|| dir.join("uts")),
@@ -102,17 +116,38 @@ impl Namespaces for Pins {
 
 /// Runs on a thread of its own: leaves the node's namespaces for good.
 fn pin(dir: &Path, plan: &NamespacePlan) -> Answer<NamespacePaths> {
+    make_private_dir(dir)?;
     let wanted = |name: &str| match name {
+        "user" => plan.user.is_some(),
         "ipc" => plan.ipc,
         _ => plan.network,
     };
-    make_private_dir(dir)?;
-    let flags = KINDS
-        .iter()
-        .filter(|(name, _)| wanted(name))
-        .map(|(_, flag)| *flag)
-        .collect();
-    unshare(flags).map_err(|errno| Failure::io("unshare namespaces", &errno.into()))?;
+    let kinds: Vec<_> = KINDS.iter().filter(|(name, _)| wanted(name)).collect();
+    match &plan.user {
+        None => {
+            let flags = kinds.iter().map(|(_, flag)| *flag).collect();
+            unshare(flags).map_err(|errno| Failure::io("unshare namespaces", &errno.into()))?;
+            for (name, _) in &kinds {
+                bind(
+                    &Path::new("/proc/thread-self/ns").join(name),
+                    &dir.join(name),
+                )?;
+            }
+        }
+        Some(ids) => {
+            let owned = kinds.iter().filter(|(name, _)| *name != "user");
+            let names: Vec<&str> = owned.clone().map(|(name, _)| *name).collect();
+            let holder = Holder::start(ids, &names)?;
+            for (name, _) in &kinds {
+                bind(&holder.namespace(name), &dir.join(name))?;
+            }
+            drop(holder);
+            // The user namespace is not joined: it would take the thread's say over the others' settings.
+            for (name, flag) in owned {
+                join(&dir.join(name), *flag)?;
+            }
+        }
+    }
     if plan.network && !plan.hostname.is_empty() {
         rustix::system::sethostname(plan.hostname.as_bytes()).map_err(|errno| {
             Failure::io(
@@ -124,32 +159,55 @@ fn pin(dir: &Path, plan: &NamespacePlan) -> Answer<NamespacePaths> {
     for (key, value) in &plan.sysctls {
         write_sysctl(key, value)?;
     }
-    let mut paths = NamespacePaths::default();
-    for (name, _) in KINDS.iter().filter(|(name, _)| wanted(name)) {
-        let pin = dir.join(name);
-        fs::File::create_new(&pin)
-            .map_err(|error| Failure::io(format!("make {}", pin.display()), &error))?;
-        let source = Path::new("/proc/thread-self/ns").join(name);
-        mount(
-            Some(&source),
-            &pin,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
+    let path = |kind: &str| wanted(kind).then(|| dir.join(kind));
+    Ok(NamespacePaths {
+        user: path("user"),
+        net: path("net"),
+        ipc: path("ipc"),
+        uts: path("uts"),
+    })
+}
+
+/// Binds a namespace to a file, which keeps it.
+fn bind(namespace: &Path, pin: &Path) -> Answer<()> {
+    fs::File::create_new(pin)
+        .map_err(|error| Failure::io(format!("make {}", pin.display()), &error))?;
+    let bound = mount(
+        Some(namespace),
+        pin,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    );
+    bound.map_err(|errno| {
+        Failure::io(
+            format!("pin a namespace at {}", pin.display()),
+            &errno.into(),
         )
-        .map_err(|errno| {
-            Failure::io(
-                format!("pin a namespace at {}", pin.display()),
-                &errno.into(),
-            )
-        })?;
-        match *name {
-            "net" => paths.net = Some(pin),
-            "ipc" => paths.ipc = Some(pin),
-            _ => paths.uts = Some(pin),
-        }
-    }
-    Ok(paths)
+    })
+}
+
+fn join(pin: &Path, flag: CloneFlags) -> Answer<()> {
+    let failed = |error| Failure::io(format!("join the namespace {}", pin.display()), &error);
+    let namespace = fs::File::open(pin).map_err(failed)?;
+    setns(namespace, flag).map_err(|errno| failed(errno.into()))
+}
+
+/// A user namespace of nobody's, to try things with: its root is not the host's.
+///
+/// # Errors
+/// `FailedPrecondition` where the kernel gives none.
+pub fn trial_user_namespace() -> Answer<OwnedFd> {
+    let run = IdMapping {
+        container: 0,
+        host: TRIAL_ROOT,
+        length: 1,
+    };
+    let ids = IdMappings {
+        uids: vec![run],
+        gids: vec![run],
+    };
+    Holder::start(&ids, &[])?.user_namespace()
 }
 
 /// Writes a sysctl as seen by this thread's namespaces. Keys are checked by `domain` before.

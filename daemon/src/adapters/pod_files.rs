@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -79,8 +79,14 @@ impl PodFiles for RunFiles {
         }
     }
 
-    async fn write_sandbox_bundle(&self, pod: &PodId, document: Vec<u8>) -> Answer<()> {
+    async fn write_sandbox_bundle(
+        &self,
+        pod: &PodId,
+        spec: &PodSpec,
+        document: Vec<u8>,
+    ) -> Answer<()> {
         let bundle = self.dir(pod).join("sandbox");
+        let spec = spec.clone();
         blocking("write the sandbox bundle", move || {
             let rootfs = bundle.join("rootfs");
             make_private_dir(&rootfs)?;
@@ -88,6 +94,8 @@ impl PodFiles for RunFiles {
             fs::set_permissions(&rootfs, fs::Permissions::from_mode(0o755)).map_err(|error| {
                 Failure::io(format!("set the mode of {}", rootfs.display()), &error)
             })?;
+            // The OCI runtime makes places for mounts in it, as root of the pod.
+            give_to_root_of(&spec, &rootfs)?;
             write_plain(&bundle.join("config.json"), &document, 0o600)
         })
         .await
@@ -162,7 +170,25 @@ fn prepare(dir: &Path, spec: &PodSpec, paths: &PodPaths) -> Answer<()> {
             )
         })?;
     }
-    Ok(())
+    // What the containers of a pod share.
+    let shared = [
+        Some(&paths.resolv_conf),
+        paths.hostname.as_ref(),
+        Some(&paths.shm),
+    ];
+    let own = |path: &&PathBuf| path.starts_with(dir);
+    let mut shared = shared.into_iter().flatten().filter(own);
+    shared.try_for_each(|path| give_to_root_of(spec, path))
+}
+
+/// Gives a file to the root user of the pod's user namespace, if it has one: in there it would be nobody's
+/// otherwise.
+fn give_to_root_of(spec: &PodSpec, path: &Path) -> Answer<()> {
+    let Some(ids) = spec.namespaces.user.ids() else {
+        return Ok(());
+    };
+    lchown(path, ids.host_uid(0), ids.host_gid(0))
+        .map_err(|error| Failure::io(format!("change the owner of {}", path.display()), &error))
 }
 
 /// The resolver configuration: the request's, or the node's where the request has none.

@@ -1,20 +1,24 @@
-//! Root file systems of containers over the crate `axil-snapshotter`.
+//! Root file systems and image volumes of containers over the crate `axil-snapshotter`.
 
 use std::fs;
-use std::io::Read as _;
-use std::path::Path;
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use axil_proto::ids::ContainerId;
-use axil_snapshotter::{ChainId, Store};
+use axil_snapshotter::{
+    ChainId, ErrorClass, IdRange, IdRanges, Mount, MountError, Owners, Store, mount,
+};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
 use super::durable::make_private_dir;
 use super::layers::class;
 use crate::domain::failure::{Class, Failure, chain};
+use crate::domain::pod::user_namespace::IdMapping;
 use crate::engine::spawn::blocking;
-use crate::ports::{Answer, Rootfs, UserFiles};
+use crate::ports::{Answer, Rootfs, UserFiles, Users, VolumePlan};
 
 /// Largest /etc/passwd or /etc/group read, in bytes (containerd's bound).
 const MAX_USER_FILE: u64 = 10 << 20;
@@ -23,36 +27,54 @@ const MAX_USER_FILE: u64 = 10 << 20;
 #[derive(Debug, Clone)]
 pub struct OverlayRootfs {
     store: Arc<Store>,
+    maps_ids: bool,
 }
 
 impl OverlayRootfs {
-    /// Root file systems of this store.
+    /// Root file systems of this store. Where mounts cannot have mapped ids (`maps_ids`), what belongs to users of
+    /// a user namespace is copied.
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub fn new(store: Arc<Store>, maps_ids: bool) -> Self {
+        Self { store, maps_ids }
     }
 }
 
 #[async_trait]
 impl Rootfs for OverlayRootfs {
-    async fn prepare(&self, id: &ContainerId, chain: Option<&str>, target: &Path) -> Answer<()> {
-        let (store, id, target) = (Arc::clone(&self.store), id.clone(), target.to_owned());
+    async fn prepare(
+        &self,
+        id: &ContainerId,
+        chain: Option<&str>,
+        users: Option<&Users>,
+        target: &Path,
+    ) -> Answer<()> {
+        let (rootfs, id, target) = (self.clone(), id.clone(), target.to_owned());
+        let users = users.cloned();
         let chain = chain.map(super::layers::parse_chain).transpose()?;
         blocking("prepare a root file system", move || {
-            prepare(&store, &id, chain.as_ref(), &target)
+            rootfs.make(&id, chain.as_ref(), users.as_ref(), &target)
         })
         .await
     }
 
-    async fn release(&self, id: &ContainerId, target: &Path) -> Answer<()> {
-        let (store, id, target) = (Arc::clone(&self.store), id.clone(), target.to_owned());
+    async fn mount_image(
+        &self,
+        id: &ContainerId,
+        volume: &VolumePlan,
+        bundle: &Path,
+    ) -> Answer<PathBuf> {
+        let (rootfs, id, bundle) = (self.clone(), id.clone(), bundle.to_owned());
+        let volume = volume.clone();
+        blocking("mount an image", move || {
+            rootfs.make_view(&id, &volume, &bundle)
+        })
+        .await
+    }
+
+    async fn release(&self, id: &ContainerId, bundle: &Path) -> Answer<()> {
+        let (store, id, bundle) = (Arc::clone(&self.store), id.clone(), bundle.to_owned());
         blocking("release a root file system", move || {
-            let unmounted = axil_snapshotter::mount::unmount(&target);
-            unmounted.map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
-            let removed = store.remove(id.as_str());
-            removed
-                .map(|_| ())
-                .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))
+            release(&store, &id, &bundle)
         })
         .await
     }
@@ -69,13 +91,118 @@ impl Rootfs for OverlayRootfs {
     }
 }
 
-fn prepare(store: &Store, id: &ContainerId, chain: Option<&ChainId>, target: &Path) -> Answer<()> {
-    make_private_dir(target)?;
-    let mounts = store
-        .prepare(id.as_str(), chain)
-        .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
-    axil_snapshotter::mount::mount_all(&mounts, target)
-        .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))
+impl OverlayRootfs {
+    fn make(
+        &self,
+        id: &ContainerId,
+        chain: Option<&ChainId>,
+        users: Option<&Users>,
+        target: &Path,
+    ) -> Answer<()> {
+        make_private_dir(target)?;
+        let ranges = users.map(ranges);
+        let mounts = self
+            .store
+            .prepare_for(id.as_str(), chain, self.owners(ranges.as_ref()))
+            .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
+        self.mount(&mounts, target, users)
+    }
+
+    fn make_view(&self, id: &ContainerId, volume: &VolumePlan, bundle: &Path) -> Answer<PathBuf> {
+        let number = volume.number;
+        let place = bundle.join(VOLUMES).join(number.to_string());
+        make_private_dir(&place)?;
+        let chain = volume.chain.as_deref();
+        let chain = chain.map(super::layers::parse_chain).transpose()?;
+        let key = format!("{}{number}", views_of(id));
+        let users = volume.users.as_ref();
+        let ranges = users.map(ranges);
+        let mounts = self
+            .store
+            .view_for(&key, chain.as_ref(), self.owners(ranges.as_ref()))
+            .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
+        self.mount(&mounts, &place, users)?;
+        if volume.sub_path.is_empty() {
+            return Ok(place);
+        }
+        let part = place.with_extension("part");
+        mount::mount_part(&place, &volume.sub_path, &part).map_err(|e| mount_failed(&e))?;
+        Ok(part)
+    }
+
+    fn owners<'a>(&self, ranges: Option<&'a IdRanges>) -> Owners<'a> {
+        match ranges {
+            None => Owners::AsStored,
+            Some(ranges) if self.maps_ids => Owners::Mapped(ranges),
+            Some(ranges) => Owners::Shifted(ranges),
+        }
+    }
+
+    fn mount(&self, mounts: &[Mount], target: &Path, users: Option<&Users>) -> Answer<()> {
+        let Some(users) = users.filter(|_| self.maps_ids) else {
+            return mount::mount_all(mounts, target).map_err(|e| mount_failed(&e));
+        };
+        let path = &users.namespace;
+        let namespace = fs::File::open(path)
+            .map_err(|error| Failure::io(format!("open {}", path.display()), &error))?;
+        for one in mounts {
+            mount::mount_mapped(one, target, namespace.as_fd()).map_err(|e| mount_failed(&e))?;
+        }
+        Ok(())
+    }
+}
+
+fn ranges(users: &Users) -> IdRanges {
+    let runs = |list: &[IdMapping]| {
+        let range = |run: &IdMapping| IdRange {
+            inside: run.container,
+            outside: run.host,
+            count: run.length,
+        };
+        list.iter().map(range).collect()
+    };
+    IdRanges {
+        uids: runs(&users.ids.uids),
+        gids: runs(&users.ids.gids),
+    }
+}
+
+/// Directory of a bundle where images are mounted.
+const VOLUMES: &str = "volumes";
+
+/// What the keys of a container's views of images begin with.
+fn views_of(id: &ContainerId) -> String {
+    format!("{id}.volume.")
+}
+
+/// What is wrong with a mount is wrong with the request here: the store's mounts are sound.
+fn mount_failed(error: &MountError) -> Failure {
+    let class = match error.class() {
+        ErrorClass::InvalidArgument => Class::InvalidArgument,
+        other => class(other),
+    };
+    Failure::new(class, chain(error))
+}
+
+fn release(store: &Store, id: &ContainerId, bundle: &Path) -> Answer<()> {
+    let volumes = bundle.join(VOLUMES);
+    let mut places = vec![bundle.join("rootfs")];
+    match fs::read_dir(&volumes) {
+        Ok(entries) => places.extend(entries.flatten().map(|entry| entry.path())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Failure::io(format!("list {}", volumes.display()), &error)),
+    }
+    for place in &places {
+        mount::unmount(place).map_err(|e| Failure::new(class(e.class()), chain(&e)))?;
+    }
+    let views = views_of(id);
+    let mut keys = store.active_keys();
+    keys.retain(|key| key.starts_with(&views) || key == id.as_str());
+    for key in keys {
+        let removed = store.remove(&key);
+        removed.map_err(|e| Failure::new(class(e.class()), chain(&e)))?;
+    }
+    Ok(())
 }
 
 /// Reads a file of an image within its root: no link leads out, no device or FIFO is opened for reading,

@@ -9,6 +9,7 @@ use clap::Subcommand;
 use super::{archive, ask, ask_with, body, each_line, say};
 use crate::config::Config;
 use crate::control::{Answer, Line, ListedImage, Request};
+use crate::domain::image::media::Compression;
 
 /// Commands of `axild images`.
 #[derive(Debug, Subcommand)]
@@ -26,6 +27,9 @@ pub enum Command {
         /// References, ids, or beginnings of ids.
         #[arg(required = true)]
         images: Vec<String>,
+        /// Remove images that images.pinned pins as well.
+        #[arg(short, long)]
+        force: bool,
     },
     /// Take in the images of an OCI layout or of a docker archive, compressed by gzip or zstd or not.
     Import {
@@ -41,6 +45,9 @@ pub enum Command {
         /// A file, a directory that is there or ends in a slash, or - for standard output.
         #[arg(short, long, default_value = "-")]
         output: PathBuf,
+        /// How layers are compressed: none, gzip or zstd. Compressing takes the time twice, once for the digests.
+        #[arg(long, default_value = "none", value_name = "FORMAT")]
+        compress: Compression,
         /// References or ids.
         #[arg(required = true)]
         images: Vec<String>,
@@ -60,9 +67,12 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
                 print(&images);
             }
         }
-        Command::Rm { images } => {
+        Command::Rm { images, force } => {
             for name in images {
-                let request = Request::RemoveImage { name: name.clone() };
+                let request = Request::RemoveImage {
+                    name: name.clone(),
+                    force,
+                };
                 let answer = ask(config, request).await?;
                 each_line(answer, |_| {}).await?;
                 say(format_args!("removed {name}"));
@@ -80,9 +90,17 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
                 say(format_args!("imported {} {names}", image.id));
             }
         }
-        Command::Export { output, images } => {
+        Command::Export {
+            output,
+            compress,
+            images,
+        } => {
             let target = archive::Target::of(&output)?;
-            let answer = ask(config, Request::ExportImages { names: images }).await?;
+            let request = Request::ExportImages {
+                names: images,
+                compress,
+            };
+            let answer = ask(config, request).await?;
             let Answer::Archive(pieces) = answer else {
                 anyhow::bail!("the answer is no archive");
             };
@@ -113,6 +131,9 @@ fn print(images: &[ListedImage]) {
         let mut size = human(image.bytes);
         if image.incomplete {
             size.push_str(" (incomplete)");
+        }
+        if image.pinned {
+            size.push_str(" (pinned)");
         }
         let names = match (image.tags.is_empty(), image.digests.first()) {
             (false, _) => image.tags.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, seconds};
+use crate::domain::image::pinned::PinnedPatterns;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -71,6 +72,8 @@ pub struct ImageConfig {
     pub max_layer_size: u64,
     /// Non-distributable layers are taken.
     pub allow_nondistributable: bool,
+    /// Patterns of pinned images.
+    pub pinned: Vec<String>,
     /// `auto`, `overlayfs` or `copy`.
     pub snapshotter: String,
     /// Bound of a silent unpack process.
@@ -179,11 +182,27 @@ impl ImageConfig {
         for (key, value, least, most) in sizes {
             check(key, value, least, most, &shown)?;
         }
+        self.pinned_patterns()?;
         let choice: Result<axil_snapshotter::Choice, String> = self.snapshotter.parse();
         choice.map(drop).map_err(|reason| ConfigError::Value {
             key: "images.snapshotter",
             value: self.snapshotter.clone(),
             reason,
+        })
+    }
+}
+
+impl ImageConfig {
+    /// Which images are pinned.
+    ///
+    /// # Errors
+    /// A pattern that no image can match.
+    pub fn pinned_patterns(&self) -> Result<PinnedPatterns, ConfigError> {
+        let patterns = PinnedPatterns::parse(self.pinned.iter().map(String::as_str));
+        patterns.map_err(|error| ConfigError::Value {
+            key: "images.pinned",
+            value: self.pinned.join(", "),
+            reason: error.to_string(),
         })
     }
 }

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{image, need};
 use super::status::{call, unimplemented};
 use crate::domain::failure::Failure;
+use crate::domain::image::stored::StoredImage;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::ports::unix_nanos;
@@ -36,6 +37,10 @@ impl ImageCalls {
             metrics,
             store,
         }
+    }
+
+    fn to_wire(&self, image: &StoredImage) -> cri::Image {
+        image::to_wire(image, self.engine.images.is_pinned(image))
     }
 }
 
@@ -66,7 +71,7 @@ impl ImageService for ImageCalls {
                 Some(text) => self.engine.images.find(&text)?.into_iter().collect(),
             };
             Ok(cri::ListImagesResponse {
-                images: images.iter().map(|i| image::to_wire(i)).collect(),
+                images: images.iter().map(|image| self.to_wire(image)).collect(),
             })
         })
         .await
@@ -83,15 +88,12 @@ impl ImageService for ImageCalls {
                 return Ok(cri::ImageStatusResponse::default());
             };
             let mut info = HashMap::new();
-            if request.verbose
-                && let Some(config) = self.engine.images.raw_config(&found).await?
-            {
-                let spec: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-                let text = serde_json::json!({ "chainID": found.chain, "imageSpec": spec });
-                info.insert("info".to_owned(), text.to_string());
+            if request.verbose {
+                let (manifest, config) = self.engine.images.documents(&found).await?;
+                info.insert("info".to_owned(), image::info(&found, &manifest, &config));
             }
             Ok(cri::ImageStatusResponse {
-                image: Some(image::to_wire(&found)),
+                image: Some(self.to_wire(&found)),
                 info,
             })
         })

@@ -27,26 +27,26 @@ pub struct RuntimeCalls {
     engine: Engine,
     metrics: Arc<Metrics>,
     config: serde_json::Value,
-    recursive_read_only: bool,
+    features: cri::RuntimeHandlerFeatures,
 }
 
 /// An empty stream: the type of the streaming calls that are not built yet.
 type Stream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 impl RuntimeCalls {
-    /// Serves this engine; `config` is shown in the verbose status.
+    /// Serves this engine; `config` is shown in the verbose status, `features` are those of the handler.
     #[must_use]
     pub fn new(
         engine: Engine,
         metrics: Arc<Metrics>,
         config: serde_json::Value,
-        recursive_read_only: bool,
+        features: cri::RuntimeHandlerFeatures,
     ) -> Self {
         Self {
             engine,
             metrics,
             config,
-            recursive_read_only,
+            features,
         }
     }
 }
@@ -114,13 +114,9 @@ impl RuntimeService for RuntimeCalls {
                 condition("RuntimeReady", None),
                 condition("NetworkReady", network),
             ];
-            let features = cri::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: self.recursive_read_only,
-                user_namespaces: false,
-            };
             let handler = |name: &str| cri::RuntimeHandler {
                 name: name.to_owned(),
-                features: Some(features),
+                features: Some(self.features),
             };
             let mut info = HashMap::new();
             if request.into_inner().verbose {
@@ -135,7 +131,7 @@ impl RuntimeService for RuntimeCalls {
                 features: Some(cri::RuntimeFeatures {
                     supplemental_groups_policy: true,
                     user_namespaces_host_network: false,
-                    mount_options: false,
+                    mount_options: true,
                 }),
             })
         })
@@ -213,7 +209,7 @@ impl RuntimeService for RuntimeCalls {
                         "phase": view.record.phase.name(),
                         "pid": sandbox.and_then(|sandbox| sandbox.pid),
                         "shim": sandbox.map(|sandbox| &sandbox.shim_address),
-                        "namespaces": { "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
+                        "namespaces": { "user": pins.user, "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
                     },
                 }));
             }

@@ -15,6 +15,8 @@ const MAX_MESSAGE: usize = 4096;
 /// Turns a failure into a status.
 pub(super) fn status(failure: &Failure) -> Status {
     let code = match failure.class {
+        // The kubelet looks for the name only where the code is this one.
+        _ if failure.known_as.is_some() => Code::Unknown,
         Class::InvalidArgument => Code::InvalidArgument,
         Class::NotFound => Code::NotFound,
         Class::AlreadyExists => Code::AlreadyExists,
@@ -27,7 +29,7 @@ pub(super) fn status(failure: &Failure) -> Status {
         Class::Unsupported => Code::Unimplemented,
         Class::Internal => Code::Internal,
     };
-    let mut message = failure.message.clone();
+    let mut message = failure.to_string();
     if message.len() > MAX_MESSAGE {
         let cut = (0..=MAX_MESSAGE)
             .rev()

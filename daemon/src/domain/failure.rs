@@ -33,6 +33,27 @@ pub enum Class {
     Internal,
 }
 
+/// A failure the kubelet knows by name. It finds the name at the beginning of the text of a status whose code says
+/// nothing (cri-api, `pkg/errors`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KubeletError {
+    /// A mount cannot be made read-only recursively.
+    RroUnsupported,
+    /// An image volume cannot be mounted.
+    ImageVolumeMountFailed,
+}
+
+impl KubeletError {
+    /// The name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RroUnsupported => "RROUnsupported",
+            Self::ImageVolumeMountFailed => "ImageVolumeMountFailed",
+        }
+    }
+}
+
 /// A failed operation, as told to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -40,6 +61,8 @@ pub struct Failure {
     pub class: Class,
     /// What was attempted, on what, and why it failed.
     pub message: String,
+    /// What the kubelet calls it, if it has a name for it.
+    pub known_as: Option<KubeletError>,
 }
 
 impl Failure {
@@ -48,7 +71,15 @@ impl Failure {
         Self {
             class,
             message: message.into(),
+            known_as: None,
         }
+    }
+
+    /// The same failure under the name the kubelet has for it.
+    #[must_use]
+    pub fn known_as(mut self, name: KubeletError) -> Self {
+        self.known_as = Some(name);
+        self
     }
 
     /// A request field that is wrong, with its value.
@@ -90,6 +121,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = self.known_as {
+            write!(f, "{}: ", name.as_str())?;
+        }
         f.write_str(&self.message)
     }
 }

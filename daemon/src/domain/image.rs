@@ -1,8 +1,10 @@
 //! An image: what names it, what describes it, and what is kept of it.
 
+mod bounded;
 pub mod config;
 pub mod layout;
 pub mod manifest;
 pub mod media;
+pub mod pinned;
 pub mod reference;
 pub mod stored;

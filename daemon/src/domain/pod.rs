@@ -3,3 +3,4 @@
 pub mod phase;
 pub mod record;
 pub mod spec;
+pub mod user_namespace;

@@ -1,6 +1,6 @@
-//! CreateContainer: record, bundle, rootfs, document, task, created.
+//! CreateContainer: record, bundle, rootfs, volumes, document, task, created.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axil_proto::ids::{ContainerId, PodId};
@@ -11,11 +11,11 @@ use crate::domain::container::phase::ContainerPhase;
 use crate::domain::container::record::{ContainerRecord, ResolvedUser};
 use crate::domain::container::spec::ContainerSpec;
 use crate::domain::container::{oci, user};
-use crate::domain::failure::Failure;
+use crate::domain::failure::{Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::{NamespaceMode, PodSpec, SecurityProfile};
-use crate::ports::{Shim, TaskPlan};
+use crate::ports::{Shim, TaskPlan, Users, VolumePlan};
 
 /// What CreateContainer works on.
 #[expect(missing_debug_implementations, reason = "holds the shim's connection")]
@@ -36,6 +36,8 @@ pub struct Work {
     pub record: ContainerRecord,
     /// Its image.
     pub image: Arc<StoredImage>,
+    /// The images of its volumes, in the order of those mounts.
+    pub volumes: Vec<Arc<StoredImage>>,
 }
 
 /// Makes a container; nothing is left of a failed one unless `Failed::left` says so.
@@ -78,7 +80,7 @@ async fn sequence<'a>(
     let ports = &shared.ports;
     let spec = record.spec.clone();
     record.stop_signal = oci::stop_signal(spec.stop_signal, image.config.stop_signal.as_deref())
-        .map_err(|error| Failure::new(error.class(), error.to_string()))?;
+        .map_err(Failure::from)?;
 
     steps
         .run("record", put_record(shared, record.clone()))
@@ -90,15 +92,20 @@ async fn sequence<'a>(
         .await?;
 
     let rootfs = bundle.join("rootfs");
-    let undo_rootfs = rootfs.clone();
-    let undo = async move { ports.rootfs.release(id, &undo_rootfs).await };
+    let undo_bundle = bundle.clone();
+    let undo = async move { ports.rootfs.release(id, &undo_bundle).await };
     let chain = image.chain.as_deref();
-    steps
-        .run_undo("rootfs", ports.rootfs.prepare(id, chain, &rootfs), undo)
+    let users = users(work);
+    let prepare = ports.rootfs.prepare(id, chain, users.as_ref(), &rootfs);
+    steps.run_undo("rootfs", prepare, undo).await?;
+
+    // Undone with the root file system.
+    let volumes = steps
+        .run("volumes", mount_volumes(work, &spec, &bundle))
         .await?;
 
     let document = async {
-        let (document, user) = document(work, &spec, &rootfs).await?;
+        let (document, user) = document(work, &spec, &rootfs, &volumes).await?;
         ports.files.write_document(&bundle, document).await?;
         Ok(user)
     };
@@ -126,11 +133,50 @@ async fn sequence<'a>(
         .await
 }
 
+/// The users of the pod's user namespace, if it has one.
+fn users(work: &Work) -> Option<Users> {
+    let pod = &work.pod_record.spec;
+    let pins = work.shared.ports.namespaces.paths(&work.pod, pod);
+    let ids = pod.namespaces.user.ids()?;
+    Some(Users {
+        ids: ids.clone(),
+        namespace: pins.user?,
+    })
+}
+
+/// Mounts the images that are volumes; answers where, in the order of those mounts.
+async fn mount_volumes(
+    work: &Work,
+    spec: &ContainerSpec,
+    bundle: &Path,
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut places = Vec::new();
+    let asked = spec.mounts.iter().filter_map(|mount| mount.image.as_ref());
+    for (number, (volume, image)) in asked.zip(&work.volumes).enumerate() {
+        let plan = VolumePlan {
+            number,
+            chain: image.chain.clone(),
+            sub_path: volume.sub_path.clone(),
+            users: users(work),
+        };
+        let rootfs = &work.shared.ports.rootfs;
+        let place = rootfs.mount_image(&work.id, &plan, bundle).await;
+        places.push(place.map_err(|failure| {
+            let image = &volume.image.image;
+            failure
+                .during(format!("mount image {image:?}"))
+                .known_as(KubeletError::ImageVolumeMountFailed)
+        })?);
+    }
+    Ok(places)
+}
+
 /// The OCI document of a container and the user it runs as.
 async fn document(
     work: &Work,
     spec: &ContainerSpec,
     rootfs: &Path,
+    volumes: &[PathBuf],
 ) -> Result<(Vec<u8>, ResolvedUser), Failure> {
     let Work {
         shared,
@@ -188,6 +234,7 @@ async fn document(
         },
         user: &user,
         namespaces: &oci::NamespacePaths {
+            user: pins.user,
             net: pins.net,
             ipc: pins.ipc,
             uts: pins.uts,
@@ -201,12 +248,12 @@ async fn document(
             hosts: None,
             shm: Some(paths.shm),
         },
+        image_volumes: volumes,
         devices: &crate::host::resolve_devices(&spec.devices).await?,
         host: &shared.host,
         seccomp_profile: seccomp_profile.as_ref(),
     };
-    let document = oci::container_document(&input)
-        .map_err(|error| Failure::new(error.class(), error.to_string()))?;
+    let document = oci::container_document(&input)?;
     if !document.left_out_capabilities.is_empty() {
         tracing::info!(
             container.id = %id,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::{lock, pull_image, spawn};
 use crate::domain::failure::{Class, Failure};
+use crate::domain::image::pinned::PinnedPatterns;
 use crate::domain::image::reference::{ImageKey, Reference, parse_image_key};
 use crate::domain::image::stored::{ImageIndex, StoredImage};
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ pub struct Images {
     /// Held by the one check that runs.
     pub(super) checking: tokio::sync::Mutex<()>,
     pub(super) downloads: usize,
+    pinned: PinnedPatterns,
     pulls: Mutex<BTreeMap<PullKey, watch::Receiver<Outcome>>>,
 }
 
@@ -41,7 +43,8 @@ struct PullKey {
 }
 
 impl Images {
-    /// No images; `load` reads the recorded ones. `downloads` layers are fetched at once per pull.
+    /// No images; `load` reads the recorded ones. `downloads` layers are fetched at once per pull; what matches
+    /// `pinned` is not for garbage collection.
     #[must_use]
     pub fn new(
         records: Arc<dyn ImageRecords>,
@@ -49,6 +52,7 @@ impl Images {
         registry: Arc<dyn Registry>,
         metrics: Arc<Metrics>,
         downloads: usize,
+        pinned: PinnedPatterns,
     ) -> Self {
         Self {
             records,
@@ -59,6 +63,7 @@ impl Images {
             broken: Mutex::default(),
             checking: tokio::sync::Mutex::default(),
             downloads,
+            pinned,
             pulls: Mutex::default(),
         }
     }
@@ -70,8 +75,10 @@ impl Images {
     pub async fn load(self: &Arc<Self>) -> Result<(), Failure> {
         let records = Arc::clone(&self.records);
         let images = spawn::blocking("load image records", move || records.load()).await?;
-        for image in images {
+        for mut image in images {
             if self.is_complete(&image) {
+                // An earlier axil counted otherwise, and a repaired layer may take another size.
+                image.size_bytes = self.size_of(&image)?;
                 lock(&self.index).put(image);
             } else {
                 // A damaged image is fetched again rather than served in part.
@@ -80,6 +87,14 @@ impl Images {
             }
         }
         self.collect().await.map(|_| ())
+    }
+
+    fn size_of(&self, image: &StoredImage) -> Result<u64, Failure> {
+        let chains = image.chains.iter().map(|chain| parse_digest(chain));
+        let chains = chains.map(|digest| digest.map(ChainId::from));
+        let chains: Vec<ChainId> = chains.collect::<Result<_, _>>()?;
+        let documents = [&parse_digest(&image.id)?, &parse_digest(&image.manifest)?];
+        Ok(self.layers.size_of(&chains, &documents))
     }
 
     /// Whether every layer and document of an image is here.
@@ -119,6 +134,24 @@ impl Images {
         lock(&self.index).all()
     }
 
+    /// Whether the operator pinned an image.
+    #[must_use]
+    pub fn is_pinned(&self, image: &StoredImage) -> bool {
+        self.pinned.holds(image)
+    }
+
+    /// Whether `text` names a pinned image, whole or not.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `text` names no image or several.
+    pub fn names_pinned(&self, text: &str) -> Result<bool, Failure> {
+        let found = match self.find(text)? {
+            Some(image) => Some(image),
+            None => find_in(&lock(&self.broken), text)?,
+        };
+        Ok(found.is_some_and(|image| self.is_pinned(&image)))
+    }
+
     /// An image by reference, id, or a prefix of its id.
     ///
     /// # Errors
@@ -126,6 +159,7 @@ impl Images {
     pub fn find(&self, text: &str) -> Result<Option<Arc<StoredImage>>, Failure> {
         find_in(&lock(&self.index), text)
     }
+
     /// Pulls an image, or joins the pull that is at it. The pull outlives a vanished caller.
     ///
     /// # Errors
@@ -256,12 +290,18 @@ impl Images {
         self.layers.measure_containers().await
     }
 
-    /// The image configuration as it was pulled.
+    /// Manifest and configuration of an image as they were pulled; empty when they are not there.
     ///
     /// # Errors
-    /// The blob is damaged.
-    pub async fn raw_config(&self, image: &StoredImage) -> Result<Option<Vec<u8>>, Failure> {
-        self.layers.read_blob(&parse_digest(&image.id)?).await
+    /// One is damaged.
+    pub async fn documents(&self, image: &StoredImage) -> Result<(Vec<u8>, Vec<u8>), Failure> {
+        let mut documents = [Vec::new(), Vec::new()];
+        for (document, digest) in documents.iter_mut().zip([&image.manifest, &image.id]) {
+            let read = self.layers.read_blob(&parse_digest(digest)?).await?;
+            *document = read.unwrap_or_default();
+        }
+        let [manifest, config] = documents;
+        Ok((manifest, config))
     }
 }
 
@@ -279,18 +319,10 @@ fn find_in(index: &ImageIndex, text: &str) -> Result<Option<Arc<StoredImage>>, F
         ImageKey::Reference {
             reference,
             id_prefix,
-        } => match (index.by_name(&name_of(&reference)), id_prefix) {
+        } => match (index.by_name(&reference.stored_name()), id_prefix) {
             (None, Some(hex)) => prefix(&hex),
             (found, _) => Ok(found),
         },
-    }
-}
-
-/// The name an image is stored under: with its digest when it has one, else with its tag.
-pub(super) fn name_of(reference: &Reference) -> String {
-    match (reference.digest(), reference.tag()) {
-        (Some(digest), _) => format!("{}@{digest}", reference.name()),
-        (None, tag) => format!("{}:{}", reference.name(), tag.unwrap_or("latest")),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use super::images::{Images, name_of};
+use super::images::Images;
 use super::pull_image::{Names, take_in};
 use super::steps::Steps;
 use crate::domain::failure::{Class, Failure};
@@ -71,7 +71,7 @@ fn parse_name(text: &str) -> Result<String, Failure> {
         let why = "an import gives tags, not digests";
         return Err(Failure::invalid("image name", text, why));
     }
-    Ok(name_of(&reference))
+    Ok(reference.stored_name())
 }
 
 async fn import_one(

@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::pod_driver::{Command, PodDriver};
 use super::{Engine, lock};
 use crate::domain::container::record::ResolvedImage;
-use crate::domain::container::spec::ContainerSpec;
-use crate::domain::failure::{Class, Failure};
+use crate::domain::container::spec::{ContainerSpec, ImageSpec};
+use crate::domain::failure::{Class, Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::spec::{PodMetadata, PodSpec};
 
@@ -176,13 +176,32 @@ impl Engine {
                 spec.image.image
             ))
         })?;
-        let make = |reply| Command::Create(Box::new(Creation { spec, image, reply }));
+        let volumes = spec.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let volumes = volumes
+            .map(|volume| self.volume_image(&volume.image.image))
+            .collect::<Result<Vec<_>, _>>()?;
+        let make = |reply| {
+            Command::Create(Box::new(Creation {
+                spec,
+                image,
+                volumes,
+                reply,
+            }))
+        };
         let gone = || {
             Err(Failure::not_found(format!(
                 "pod sandbox {pod:?} does not exist"
             )))
         };
         self.ask(&id, make).await.unwrap_or_else(gone)
+    }
+
+    fn volume_image(&self, text: &str) -> Result<Arc<StoredImage>, Failure> {
+        let found = self.images.find(text)?;
+        found.ok_or_else(|| {
+            let message = format!("mounts.image {text:?} is not on this node; pull it");
+            Failure::not_found(message).known_as(KubeletError::ImageVolumeMountFailed)
+        })
     }
 
     /// Starts a container.
@@ -303,6 +322,8 @@ pub struct Creation {
     pub spec: ContainerSpec,
     /// The image it names.
     pub image: Arc<StoredImage>,
+    /// The images of its volumes, in the order of those mounts.
+    pub volumes: Vec<Arc<StoredImage>>,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<ContainerId, Failure>>,
 }
@@ -311,9 +332,26 @@ impl Creation {
     /// The image, as the container's record keeps it.
     #[must_use]
     pub fn resolved_image(&self) -> ResolvedImage {
-        ResolvedImage {
-            id: self.image.id.to_string(),
-            reference: self.image.reference(),
-        }
+        resolved(&self.spec.image, &self.image)
+    }
+
+    /// The images of the volumes, likewise.
+    #[must_use]
+    pub fn resolved_volumes(&self) -> Vec<ResolvedImage> {
+        let mounts = self.spec.mounts.iter();
+        let asked = mounts.filter_map(|mount| mount.image.as_ref());
+        let volumes = asked.zip(&self.volumes);
+        volumes
+            .map(|(volume, image)| resolved(&volume.image, image))
+            .collect()
+    }
+}
+
+fn resolved(asked: &ImageSpec, image: &StoredImage) -> ResolvedImage {
+    let asked = [asked.user_specified_image.as_str(), asked.image.as_str()];
+    ResolvedImage {
+        id: image.id.clone(),
+        reference: image.reference_for(&asked),
+        tag: image.tag_for(&asked),
     }
 }

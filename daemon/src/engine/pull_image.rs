@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axil_snapshotter::{ChainId, Digest, Roots, StagedLayer};
 use tokio::task::JoinSet;
 
-use super::images::{Images, name_of};
+use super::images::Images;
 use super::steps::Steps;
 use super::{lock, spawn};
 use crate::domain::failure::{Class, Failure, chain};
@@ -71,7 +71,7 @@ impl Names {
         let mut names = Self::default();
         names.digests.insert(format!("{}@{top}", reference.name()));
         if reference.digest().is_none() {
-            names.tags.insert(name_of(reference));
+            names.tags.insert(reference.stored_name());
         }
         names
     }
@@ -120,9 +120,10 @@ pub(super) async fn take_in(
             manifest: manifest_digest.to_string(),
             repo_tags: BTreeSet::new(),
             repo_digests: BTreeSet::new(),
-            size_bytes: images.layers.size_of(&chains),
+            size_bytes: images.layers.size_of(&chains, &[&id, &manifest_digest]),
             chain: chains.last().map(ToString::to_string),
             chains: chains.iter().map(ToString::to_string).collect(),
+            annotations: manifest.annotations.clone(),
             config: StoredConfig {
                 user: config.user.clone(),
                 env: config.env.clone(),
@@ -276,7 +277,7 @@ async fn record_image(
 }
 
 /// Takes tags that mean another image now from images that wait to be pulled again; one that nobody can ask for
-/// any more goes.
+/// any more goes, unless it is pinned by its digest or id.
 async fn release_names(images: &Arc<Images>, names: &Names) -> Result<(), Failure> {
     let waiting = lock(&images.broken).all();
     for image in waiting {
@@ -286,7 +287,7 @@ async fn release_names(images: &Arc<Images>, names: &Names) -> Result<(), Failur
             continue;
         }
         let records = Arc::clone(&images.records);
-        if less.repo_tags.is_empty() {
+        if less.repo_tags.is_empty() && !images.is_pinned(&less) {
             let id = less.id.clone();
             spawn::blocking("delete an image record", move || records.delete(&id)).await?;
             lock(&images.broken).remove(&image.id);

@@ -242,7 +242,7 @@ async fn undo_creation(
         }
         ports
             .rootfs
-            .release(id, &ports.files.bundle(pod, id).join("rootfs"))
+            .release(id, &ports.files.bundle(pod, id))
             .await?;
         ports.files.remove_bundle(pod, id).await?;
         super::create_container::delete_record(shared, pod, id).await

@@ -46,9 +46,9 @@ pub async fn remove_container(work: Work) -> Result<(), Failure> {
         shim.delete(&id, None).await
     };
     steps.run("task", end).await?;
-    let rootfs = ports.files.bundle(&pod, &id).join("rootfs");
+    let bundle = ports.files.bundle(&pod, &id);
     steps
-        .run("rootfs", ports.rootfs.release(&id, &rootfs))
+        .run("rootfs", ports.rootfs.release(&id, &bundle))
         .await?;
     steps
         .run("bundle", ports.files.remove_bundle(&pod, &id))

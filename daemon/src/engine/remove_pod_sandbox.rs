@@ -39,8 +39,8 @@ pub async fn remove_pod_sandbox(work: Work) -> Result<(), Failure> {
     steps.run("record", put_record(&shared, record)).await?;
     let release = async {
         for container in &containers {
-            let rootfs = ports.files.bundle(&id, container).join("rootfs");
-            ports.rootfs.release(container, &rootfs).await?;
+            let bundle = ports.files.bundle(&id, container);
+            ports.rootfs.release(container, &bundle).await?;
         }
         Ok(())
     };

@@ -63,6 +63,11 @@ async fn sequence<'a>(
     let sysctls = oci::check_sysctls(&spec)
         .map_err(|error| Failure::new(error.class(), error.to_string()))?;
 
+    if let (Some(_), Some(lack)) = (spec.namespaces.user.ids(), &shared.host.no_user_namespaces) {
+        let message = format!("namespace_options.userns_options.mode POD: {lack}");
+        return Err(Failure::precondition(message));
+    }
+
     steps
         .run("record", put_record(shared, record.clone()))
         .await?;
@@ -73,6 +78,7 @@ async fn sequence<'a>(
         .await?;
 
     let plan = NamespacePlan {
+        user: spec.namespaces.user.ids().cloned(),
         network: !spec.host_network(),
         ipc: spec.namespaces.ipc != crate::domain::pod::spec::NamespaceMode::Node,
         hostname: spec.hostname.clone(),
@@ -114,6 +120,7 @@ async fn sequence<'a>(
                 pod_id: id.as_str(),
                 runtime_binary: &shared.sandbox_binary,
                 namespaces: &oci::NamespacePaths {
+                    user: namespaces.user.clone(),
                     net: namespaces.net.clone(),
                     ipc: namespaces.ipc.clone(),
                     uts: namespaces.uts.clone(),
@@ -125,7 +132,7 @@ async fn sequence<'a>(
                 .map_err(|error| Failure::new(error.class(), error.to_string()))?;
             ports
                 .files
-                .write_sandbox_bundle(id, document.to_json())
+                .write_sandbox_bundle(id, &spec, document.to_json())
                 .await?;
         }
         let shim = ports.shims.connect(id, &address).await?;

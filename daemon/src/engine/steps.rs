@@ -28,7 +28,9 @@ pub const STEPS: &[(&str, &[&str])] = &[
     ),
     (
         "CreateContainer",
-        &["record", "bundle", "rootfs", "document", "task", "created"],
+        &[
+            "record", "bundle", "rootfs", "volumes", "document", "task", "created",
+        ],
     ),
     ("StartContainer", &["start", "running"]),
     (

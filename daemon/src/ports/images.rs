@@ -154,8 +154,8 @@ pub trait Layers: Send + Sync {
     async fn read_blob(&self, digest: &Digest) -> Answer<Option<Vec<u8>>>;
     /// Deletes everything that neither `roots`, nor a lease, nor a container needs; answers the bytes.
     async fn collect(&self, roots: Roots) -> Answer<u64>;
-    /// Bytes and inodes of the committed stacks, each layer counted once.
-    fn size_of(&self, chains: &[ChainId]) -> u64;
+    /// Bytes of these layers and documents with their records: what removing them frees.
+    fn size_of(&self, chains: &[ChainId], documents: &[&Digest]) -> u64;
     /// Bytes and inodes of everything but the writable layers of containers.
     async fn usage(&self) -> Answer<Usage>;
     /// Bytes and inodes of the writable layers of containers, as they were measured last.

@@ -2,18 +2,23 @@
 
 use axil_proto::cri;
 
-use super::pod::{check_map, namespaces, profile, refuse_selinux};
+use super::pod::{check_map, mappings, mappings_to_wire, namespaces, profile, refuse_selinux};
 use super::{need, resources};
 use crate::domain::container::phase::ContainerPhase;
+use crate::domain::container::record::ResolvedImage;
 use crate::domain::container::spec::{
     Capabilities, ContainerSecurity, ContainerSpec, DeviceSpec, GroupsPolicy, ImageSpec,
-    MountPropagation, MountSpec, UserRequest,
+    ImageVolume, MountOption, MountPropagation, MountSpec, UserRequest,
 };
 use crate::domain::failure::{Class, Failure};
+use crate::domain::pod::user_namespace::IdMappings;
 use crate::engine::views::ContainerView;
 
 /// Longest container name, in bytes.
 const MAX_NAME: usize = 253;
+
+/// The kernel's longest path, in bytes.
+const MAX_PATH: usize = 4096;
 
 /// Validates a container's configuration.
 ///
@@ -44,12 +49,7 @@ pub fn spec(config: cri::ContainerConfig) -> Result<ContainerSpec, Failure> {
     Ok(ContainerSpec {
         name,
         attempt: metadata.attempt,
-        image: ImageSpec {
-            image: image.image,
-            user_specified_image: image.user_specified_image,
-            runtime_handler: image.runtime_handler,
-            annotations: image.annotations.into_iter().collect(),
-        },
+        image: image_spec(image),
         command: config.command,
         args: config.args,
         working_dir: config.working_dir,
@@ -85,23 +85,6 @@ pub fn spec(config: cri::ContainerConfig) -> Result<ContainerSpec, Failure> {
 }
 
 fn mount(wire: cri::Mount) -> Result<MountSpec, Failure> {
-    let unsupported = |what: &str| {
-        let message = format!("mounts of {:?}: {what} not built yet", wire.container_path);
-        Err(Failure::new(Class::Unsupported, message))
-    };
-    if wire
-        .image
-        .as_ref()
-        .is_some_and(|image| !image.image.is_empty())
-    {
-        return unsupported("image volumes are");
-    }
-    if !wire.uid_mappings.is_empty() || !wire.gid_mappings.is_empty() {
-        return unsupported("idmapped mounts are");
-    }
-    if !wire.mount_options.is_empty() {
-        return unsupported("mount_options are");
-    }
     let propagation = match cri::MountPropagation::try_from(wire.propagation) {
         Ok(cri::MountPropagation::PropagationPrivate) => MountPropagation::Private,
         Ok(cri::MountPropagation::PropagationHostToContainer) => MountPropagation::HostToContainer,
@@ -115,23 +98,103 @@ fn mount(wire: cri::Mount) -> Result<MountSpec, Failure> {
             ));
         }
     };
+    let image = wire.image.filter(|image| !image.image.is_empty());
+    let image = image_volume(image, &wire.host_path, wire.image_sub_path, propagation)?;
     for (field, path) in [
         ("container_path", &wire.container_path),
         ("host_path", &wire.host_path),
     ] {
-        if !path.starts_with('/') || path.contains('\0') {
+        let needed = field == "container_path" || image.is_none();
+        if needed && (!path.starts_with('/') || path.contains('\0')) {
             let field = format!("config.mounts.{field}");
             return Err(Failure::invalid(&field, path, "must be an absolute path"));
         }
     }
+    let ids = IdMappings {
+        uids: mappings(&wire.uid_mappings),
+        gids: mappings(&wire.gid_mappings),
+    };
+    let ids = Some(ids).filter(|ids| *ids != IdMappings::default());
+    if let Some(ids) = &ids {
+        ids.check().map_err(|error| {
+            Failure::invalid("config.mounts.container_path", &wire.container_path, error)
+        })?;
+    }
+    let options = wire.mount_options.iter().map(|text| mount_option(text));
     Ok(MountSpec {
         container_path: wire.container_path,
         host_path: wire.host_path,
+        image,
         readonly: wire.readonly,
         recursive_read_only: wire.recursive_read_only,
         selinux_relabel: wire.selinux_relabel,
         propagation,
+        ids,
+        options: options.collect::<Result<_, _>>()?,
     })
+}
+
+/// The image of a volume, if it is one. Such a volume has no path of the node and nothing is mounted below it.
+fn image_volume(
+    image: Option<cri::ImageSpec>,
+    host_path: &str,
+    sub_path: String,
+    propagation: MountPropagation,
+) -> Result<Option<ImageVolume>, Failure> {
+    let field = "config.mounts.image_sub_path";
+    let Some(image) = image else {
+        if sub_path.is_empty() {
+            return Ok(None);
+        }
+        return Err(Failure::invalid(field, sub_path, "needs an image"));
+    };
+    if !host_path.is_empty() {
+        let why = "must be empty where an image is mounted";
+        return Err(Failure::invalid("config.mounts.host_path", host_path, why));
+    }
+    if propagation != MountPropagation::Private {
+        let why = "an image volume is private";
+        return Err(Failure::invalid(
+            "config.mounts.propagation",
+            propagation,
+            why,
+        ));
+    }
+    let climbs = sub_path.split('/').any(|part| part == "..");
+    if sub_path.starts_with('/')
+        || climbs
+        || sub_path.len() >= MAX_PATH
+        || sub_path.contains(char::is_control)
+    {
+        let why = "must be a relative path without .. and control characters";
+        return Err(Failure::invalid(field, sub_path, why));
+    }
+    Ok(Some(ImageVolume {
+        image: image_spec(image),
+        sub_path,
+    }))
+}
+
+/// The options of KEP-5855; what would give more than a mount has anyway is none of them.
+fn mount_option(text: &str) -> Result<MountOption, Failure> {
+    match text {
+        "noexec" => Ok(MountOption::NoExec),
+        "nodev" => Ok(MountOption::NoDev),
+        "nosuid" => Ok(MountOption::NoSuid),
+        _ => {
+            let why = "is not one of noexec, nodev, nosuid";
+            Err(Failure::invalid("config.mounts.mount_options", text, why))
+        }
+    }
+}
+
+fn image_spec(wire: cri::ImageSpec) -> ImageSpec {
+    ImageSpec {
+        image: wire.image,
+        user_specified_image: wire.user_specified_image,
+        runtime_handler: wire.runtime_handler,
+        annotations: wire.annotations.into_iter().collect(),
+    }
 }
 
 #[expect(
@@ -275,9 +338,11 @@ pub fn state_of(view: &ContainerView) -> i32 {
     state(&view.record.phase)
 }
 
-fn image_to_wire(image: &ImageSpec) -> cri::ImageSpec {
+/// The image as it was asked for, under the tag people know it by: the kubelet asks by id, and shows users what
+/// is answered here.
+fn image_to_wire(image: &ImageSpec, resolved: &ResolvedImage) -> cri::ImageSpec {
     cri::ImageSpec {
-        image: image.image.clone(),
+        image: resolved.tag.as_ref().unwrap_or(&image.image).clone(),
         annotations: image.annotations.clone().into_iter().collect(),
         user_specified_image: image.user_specified_image.clone(),
         runtime_handler: image.runtime_handler.clone(),
@@ -296,7 +361,7 @@ pub fn to_list(view: &ContainerView) -> cri::Container {
             name: record.spec.name.clone(),
             attempt: record.spec.attempt,
         }),
-        image: Some(image_to_wire(&record.spec.image)),
+        image: Some(image_to_wire(&record.spec.image, &record.image)),
         image_ref: record.image.reference.clone(),
         state: state(&record.phase),
         created_at: record.created_at,
@@ -325,7 +390,7 @@ pub fn to_status(view: &ContainerView, log_directory: &str) -> cri::ContainerSta
         started_at: record.phase.started_at(),
         finished_at: exit.map_or(0, |exit| exit.finished_at),
         exit_code: exit.map_or(0, |exit| exit.code),
-        image: Some(image_to_wire(&spec.image)),
+        image: Some(image_to_wire(&spec.image, &record.image)),
         image_ref: record.image.reference.clone(),
         reason: exit
             .map(|exit| exit.reason.as_str().to_owned())
@@ -333,7 +398,7 @@ pub fn to_status(view: &ContainerView, log_directory: &str) -> cri::ContainerSta
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: spec.labels.clone().into_iter().collect(),
         annotations: spec.annotations.clone().into_iter().collect(),
-        mounts: spec.mounts.iter().map(mount_to_wire).collect(),
+        mounts: mounts_to_wire(&spec.mounts, &record.volumes),
         log_path: if logged {
             log_path.display().to_string()
         } else {
@@ -355,7 +420,28 @@ pub fn to_status(view: &ContainerView, log_directory: &str) -> cri::ContainerSta
     }
 }
 
+/// Mounts on the wire; `images` are those of the image volumes among them, in order.
+fn mounts_to_wire(mounts: &[MountSpec], images: &[ResolvedImage]) -> Vec<cri::Mount> {
+    let mut images = images.iter();
+    let wire = mounts.iter().map(|mount| {
+        let mut wire = mount_to_wire(mount);
+        if let (Some(volume), Some(resolved)) = (
+            &mount.image,
+            mount.image.as_ref().and_then(|_| images.next()),
+        ) {
+            wire.image = Some(cri::ImageSpec {
+                image_ref: resolved.reference.clone(),
+                ..image_to_wire(&volume.image, resolved)
+            });
+            wire.image_sub_path.clone_from(&volume.sub_path);
+        }
+        wire
+    });
+    wire.collect()
+}
+
 fn mount_to_wire(mount: &MountSpec) -> cri::Mount {
+    let ids = mount.ids.as_ref();
     cri::Mount {
         container_path: mount.container_path.clone(),
         host_path: mount.host_path.clone(),
@@ -367,6 +453,20 @@ fn mount_to_wire(mount: &MountSpec) -> cri::Mount {
             MountPropagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
         } as i32,
         recursive_read_only: mount.recursive_read_only,
+        uid_mappings: ids.map_or_else(Vec::new, |ids| mappings_to_wire(&ids.uids)),
+        gid_mappings: ids.map_or_else(Vec::new, |ids| mappings_to_wire(&ids.gids)),
+        mount_options: mount
+            .options
+            .iter()
+            .map(|option| {
+                match option {
+                    MountOption::NoExec => "noexec",
+                    MountOption::NoDev => "nodev",
+                    MountOption::NoSuid => "nosuid",
+                }
+                .to_owned()
+            })
+            .collect(),
         ..cri::Mount::default()
     }
 }
@@ -419,14 +519,6 @@ mod tests {
         let mut wire = config();
         wire.cdi_devices = vec![cri::CdiDevice {
             name: "v/c=d".into(),
-        }];
-        assert_eq!(spec(wire).unwrap_err().class, Class::Unsupported);
-        let mut wire = config();
-        wire.mounts = vec![cri::Mount {
-            container_path: "/x".into(),
-            host_path: "/x".into(),
-            mount_options: vec!["noexec".into()],
-            ..Default::default()
         }];
         assert_eq!(spec(wire).unwrap_err().class, Class::Unsupported);
     }

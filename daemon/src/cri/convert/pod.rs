@@ -10,6 +10,7 @@ use crate::domain::pod::spec::{
     DnsSpec, NamespaceMode, NamespaceModes, PodMetadata, PodSecurity, PodSpec, PortMapping,
     PortProtocol, SecurityProfile,
 };
+use crate::domain::pod::user_namespace::{IdMapping, IdMappings, UserNamespace};
 use crate::engine::views::PodView;
 
 /// Longest host name Linux takes, in bytes (`HOST_NAME_MAX`).
@@ -48,6 +49,19 @@ pub fn spec(config: cri::PodSandboxConfig, runtime_handler: String) -> Result<Po
         ));
     }
     let host_network = namespaces.network == NamespaceMode::Node;
+    if namespaces.user.ids().is_some() {
+        for (field, mode) in [
+            ("network", namespaces.network),
+            ("pid", namespaces.pid),
+            ("ipc", namespaces.ipc),
+        ] {
+            if mode == NamespaceMode::Node {
+                let field = format!("config.linux.security_context.namespace_options.{field}");
+                let why = "a pod with a user namespace cannot share it with the node";
+                return Err(Failure::invalid(&field, "NODE", why));
+            }
+        }
+    }
     check_map("config.labels", &config.labels)?;
     check_map("config.annotations", &config.annotations)?;
     check_hostname(&config.hostname, host_network)?;
@@ -216,26 +230,70 @@ fn dns(wire: cri::DnsConfig) -> Result<DnsSpec, Failure> {
     })
 }
 
-/// Converts namespace options; user namespaces are not built.
+/// Converts namespace options.
 ///
 /// # Errors
-/// `InvalidArgument` or `Unsupported`, naming the option.
+/// `InvalidArgument`, naming the option.
 pub fn namespaces(wire: cri::NamespaceOption) -> Result<NamespaceModes, Failure> {
-    if let Some(userns) = &wire.userns_options
-        && userns.mode() != cri::NamespaceMode::Node
-    {
-        let message = format!(
-            "userns_options.mode {}: user namespaces are not built yet",
-            userns.mode().as_str_name()
-        );
-        return Err(Failure::new(Class::Unsupported, message));
-    }
     Ok(NamespaceModes {
         network: mode("network", wire.network)?,
         pid: mode("pid", wire.pid)?,
         ipc: mode("ipc", wire.ipc)?,
         target_id: wire.target_id,
+        user: user_namespace(wire.userns_options)?,
     })
+}
+
+fn user_namespace(wire: Option<cri::UserNamespace>) -> Result<UserNamespace, Failure> {
+    let Some(wire) = wire else {
+        return Ok(UserNamespace::Unset);
+    };
+    let field = "namespace_options.userns_options";
+    match cri::NamespaceMode::try_from(wire.mode) {
+        Ok(cri::NamespaceMode::Pod) => {
+            let ids = IdMappings {
+                uids: mappings(&wire.uids),
+                gids: mappings(&wire.gids),
+            };
+            ids.check_namespace().map_err(|error| {
+                Failure::new(Class::InvalidArgument, format!("{field}.{error}"))
+            })?;
+            Ok(UserNamespace::Pod(ids))
+        }
+        Ok(cri::NamespaceMode::Node) if wire.uids.is_empty() && wire.gids.is_empty() => {
+            Ok(UserNamespace::Node)
+        }
+        Ok(cri::NamespaceMode::Node) => {
+            let why = "the node's user namespace takes no mappings";
+            Err(Failure::invalid(&format!("{field}.uids"), wire.uids, why))
+        }
+        Ok(cri::NamespaceMode::Container | cri::NamespaceMode::Target) | Err(_) => {
+            let field = format!("{field}.mode");
+            Err(Failure::invalid(&field, wire.mode, "must be POD or NODE"))
+        }
+    }
+}
+
+/// Runs of ids, not checked yet.
+#[must_use]
+pub fn mappings(wire: &[cri::IdMapping]) -> Vec<IdMapping> {
+    let run = |wire: &cri::IdMapping| IdMapping {
+        container: wire.container_id,
+        host: wire.host_id,
+        length: wire.length,
+    };
+    wire.iter().map(run).collect()
+}
+
+/// Runs of ids on the wire.
+#[must_use]
+pub fn mappings_to_wire(runs: &[IdMapping]) -> Vec<cri::IdMapping> {
+    let run = |run: &IdMapping| cri::IdMapping {
+        host_id: run.host,
+        container_id: run.container,
+        length: run.length,
+    };
+    runs.iter().map(run).collect()
 }
 
 fn mode(field: &str, number: i32) -> Result<NamespaceMode, Failure> {
@@ -266,7 +324,18 @@ pub fn namespaces_to_wire(modes: &NamespaceModes) -> cri::NamespaceOption {
         pid: number(modes.pid),
         ipc: number(modes.ipc),
         target_id: modes.target_id.clone(),
-        userns_options: None,
+        userns_options: match &modes.user {
+            UserNamespace::Unset => None,
+            UserNamespace::Node => Some(cri::UserNamespace {
+                mode: cri::NamespaceMode::Node as i32,
+                ..cri::UserNamespace::default()
+            }),
+            UserNamespace::Pod(ids) => Some(cri::UserNamespace {
+                mode: cri::NamespaceMode::Pod as i32,
+                uids: mappings_to_wire(&ids.uids),
+                gids: mappings_to_wire(&ids.gids),
+            }),
+        },
     }
 }
 

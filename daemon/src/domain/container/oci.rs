@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::container::seccomp::{Seccomp, default_profile};
 use crate::domain::pod::spec::{PodSpec, SecurityProfile};
+use crate::domain::pod::user_namespace::IdMapping;
 
 mod capabilities;
 mod devices;
@@ -26,8 +27,8 @@ mod tests;
 
 pub use devices::{DeviceKind, HostDevice};
 pub use document::{
-    CgroupResources, Cpu, Device, DeviceRule, HugepageLimit, Linux, Memory, Mount, Namespace, Pids,
-    Process, ProcessCapabilities, Root, RuntimeSpec, User,
+    CgroupResources, Cpu, Device, DeviceRule, HugepageLimit, IdRun, Linux, Memory, Mount,
+    Namespace, Pids, Process, ProcessCapabilities, Root, RuntimeSpec, User,
 };
 pub use error::OciError;
 pub use input::{
@@ -95,6 +96,13 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             pod: pod.metadata.name.clone(),
         });
     }
+    if !security.namespaces.user.fits(&pod.namespaces.user) {
+        return Err(OciError::UserNamespace {
+            pod: pod.metadata.name.clone(),
+        });
+    }
+    let ids = pod.namespaces.user.ids();
+    process::check_ids(input.user, ids)?;
     let granted = capabilities::grant(security, &host.bounding_capabilities)?;
     let cgroup_namespace = host.cgroup_v2 && !security.privileged;
     let mounts = mounts::container_mounts(input, cgroup_namespace)?;
@@ -159,6 +167,8 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
         mounts: mounts.mounts,
         annotations,
         linux: Linux {
+            uid_mappings: ids.map(|ids| runs(&ids.uids)).unwrap_or_default(),
+            gid_mappings: ids.map(|ids| runs(&ids.gids)).unwrap_or_default(),
             cgroups_path: input.cgroups_path.to_owned(),
             resources,
             namespaces,
@@ -183,6 +193,12 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
 /// [`OciError`] when a path is no UTF-8.
 pub fn sandbox_document(input: &SandboxInput<'_>) -> Result<Document, OciError> {
     let SandboxInput { pod, host, .. } = *input;
+    let ids = pod.namespaces.user.ids();
+    // Nobody, or the last one there is.
+    let nobody = (0..=SANDBOX_USER)
+        .rev()
+        .find(|&id| ids.is_none_or(|ids| ids.host_uid(id).is_some() && ids.host_gid(id).is_some()))
+        .unwrap_or(0);
     let mut namespaces = pod_namespaces(input.namespaces)?;
     namespaces.push(Namespace {
         kind: "pid",
@@ -205,8 +221,8 @@ pub fn sandbox_document(input: &SandboxInput<'_>) -> Result<Document, OciError> 
         },
         process: Process {
             user: User {
-                uid: SANDBOX_USER,
-                gid: SANDBOX_USER,
+                uid: nobody,
+                gid: nobody,
                 additional_gids: Vec::new(),
             },
             args: vec!["/pause".to_owned()],
@@ -218,6 +234,8 @@ pub fn sandbox_document(input: &SandboxInput<'_>) -> Result<Document, OciError> 
         mounts: mounts::sandbox_mounts(input.runtime_binary)?,
         annotations: annotations(pod, input.pod_id, "sandbox"),
         linux: Linux {
+            uid_mappings: ids.map(|ids| runs(&ids.uids)).unwrap_or_default(),
+            gid_mappings: ids.map(|ids| runs(&ids.gids)).unwrap_or_default(),
             cgroups_path: input.cgroups_path.to_owned(),
             resources: CgroupResources {
                 devices: vec![DeviceRule::all(false)],
@@ -247,6 +265,7 @@ pub fn sandbox_document(input: &SandboxInput<'_>) -> Result<Document, OciError> 
 
 fn pod_namespaces(paths: &NamespacePaths) -> Result<Vec<Namespace>, OciError> {
     [
+        ("user", &paths.user),
         ("network", &paths.net),
         ("ipc", &paths.ipc),
         ("uts", &paths.uts),
@@ -260,6 +279,15 @@ fn pod_namespaces(paths: &NamespacePaths) -> Result<Vec<Namespace>, OciError> {
         })
     })
     .collect()
+}
+
+fn runs(mappings: &[IdMapping]) -> Vec<IdRun> {
+    let run = |mapping: &IdMapping| IdRun {
+        container_id: mapping.container,
+        host_id: mapping.host,
+        size: mapping.length,
+    };
+    mappings.iter().map(run).collect()
 }
 
 fn annotations(pod: &PodSpec, pod_id: &str, kind: &str) -> BTreeMap<&'static str, String> {

@@ -24,6 +24,9 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// The image it runs.
     pub image: ResolvedImage,
+    /// The images its volumes are of, in the order of those mounts.
+    #[serde(default)]
+    pub volumes: Vec<ResolvedImage>,
     /// The user its process runs as, once resolved.
     #[serde(default)]
     pub user: Option<ResolvedUser>,
@@ -36,13 +39,16 @@ pub struct ContainerRecord {
     pub timeline: Timeline,
 }
 
-/// The image a container runs.
+/// An image a container runs or mounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedImage {
     /// Image id: digest of its configuration.
     pub id: String,
     /// Repository digest, or the id when the image has none.
     pub reference: String,
+    /// The tag people know it by; none when it had none as the container was made.
+    #[serde(default)]
+    pub tag: Option<String>,
 }
 
 /// The user of a process.

@@ -1,10 +1,11 @@
 //! What a CreateContainer asked for: validated, immutable, recorded as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::pod::spec::{NamespaceModes, SecurityProfile};
+use crate::domain::pod::user_namespace::IdMappings;
 use crate::domain::resources::LinuxResources;
 
 /// A container as asked for. Equality decides whether a repeated CreateContainer is a retry.
@@ -61,13 +62,16 @@ pub struct ImageSpec {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// One volume: a path of the node in the container.
+/// One volume: a path of the node, or of an image, in the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
     /// Absolute path in the container.
     pub container_path: String,
-    /// Absolute path on the node.
+    /// Absolute path on the node; empty for a volume that is an image.
     pub host_path: String,
+    /// The image whose files it is.
+    #[serde(default)]
+    pub image: Option<ImageVolume>,
     /// Read-only at the top.
     pub readonly: bool,
     /// Read-only below as well.
@@ -76,6 +80,33 @@ pub struct MountSpec {
     pub selinux_relabel: bool,
     /// Propagation between node and container.
     pub propagation: MountPropagation,
+    /// Ids of its files and who they are in the container; none leaves them as they are.
+    #[serde(default)]
+    pub ids: Option<IdMappings>,
+    /// What is forbidden on it and on what is mounted below it.
+    #[serde(default)]
+    pub options: BTreeSet<MountOption>,
+}
+
+/// A volume with the files of an image (KEP-4639): always read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// The image as the request names it.
+    pub image: ImageSpec,
+    /// What of the image, relative to its root; empty is all of it.
+    pub sub_path: String,
+}
+
+/// One of CRI `mount_options` (KEP-5855).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountOption {
+    /// No programs are run from it.
+    NoExec,
+    /// Device files do not work.
+    NoDev,
+    /// Set-user-id bits and file capabilities have no effect.
+    NoSuid,
 }
 
 /// Propagation of a volume.

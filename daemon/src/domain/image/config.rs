@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axil_snapshotter::{Digest, ParseDigestError};
 use serde::Deserialize;
 
+use super::bounded::{List, MAX_ENTRIES, Map};
 use super::manifest::{MAX_DOCUMENT_BYTES, Platform};
 use super::reference::shown;
 use crate::domain::failure::Class;
@@ -27,6 +28,22 @@ const RESERVED_LABELS: [&str; 6] = [
     "io.containerd.",
     "containerd.io/",
 ];
+
+/// Longest user, in bytes: two names and a colon (LOGIN_NAME_MAX).
+const MAX_USER_BYTES: usize = 513;
+/// Longest path, in bytes (PATH_MAX).
+const MAX_PATH_BYTES: usize = 4096;
+/// Longest stop signal, in bytes; "SIGRTMIN+15" is the longest there is.
+const MAX_SIGNAL_BYTES: usize = 64;
+/// Most bytes of environment, entrypoint and command together: what execve(2) takes with the usual stack.
+const MAX_PROCESS_BYTES: usize = 2 << 20;
+/// Most bytes of labels.
+const MAX_LABEL_BYTES: usize = 1 << 20;
+
+/// Whether a name of a label or annotation belongs to the platform.
+pub(super) fn is_reserved(key: &str) -> bool {
+    RESERVED_LABELS.iter().any(|prefix| key.starts_with(prefix))
+}
 
 /// What a container takes from its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +80,8 @@ impl ImageConfig {
     /// Parses a config that belongs to a manifest with `layers` layers.
     ///
     /// # Errors
-    /// Names the field: not JSON, more than [`MAX_DOCUMENT_BYTES`], a bad digest, a count of diff
-    /// ids other than `layers`, a NUL in a string.
+    /// Names the field: not UTF-8 or JSON, more than [`MAX_DOCUMENT_BYTES`], a bad digest, a count of
+    /// diff ids other than `layers`, a NUL in a string, a value longer than it can ever be used.
     pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ImageConfigError> {
         if bytes.len() > MAX_DOCUMENT_BYTES {
             return Err(ImageConfigError::TooLarge {
@@ -72,8 +89,11 @@ impl ImageConfig {
                 limit: MAX_DOCUMENT_BYTES,
             });
         }
+        // The parser looks at the bytes of what it reads; what it skips is shown to people later.
+        let text =
+            std::str::from_utf8(bytes).map_err(|source| ImageConfigError::Utf8 { source })?;
         let raw: RawImage =
-            serde_json::from_slice(bytes).map_err(|source| ImageConfigError::Json { source })?;
+            serde_json::from_str(text).map_err(|source| ImageConfigError::Json { source })?;
         raw.check(layers)
     }
 
@@ -131,43 +151,52 @@ struct RawImage {
 struct RawRootfs {
     #[serde(rename = "type")]
     kind: Option<String>,
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<List<String>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
 struct RawConfig {
     user: Option<String>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    env: Option<List<String>>,
+    entrypoint: Option<List<String>>,
+    cmd: Option<List<String>>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
-    labels: Option<BTreeMap<String, Option<String>>>,
-    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    labels: Option<Map<Option<String>>>,
+    volumes: Option<Map<serde::de::IgnoredAny>>,
 }
 
 impl RawImage {
     fn check(self, layers: usize) -> Result<ImageConfig, ImageConfigError> {
         let diff_ids = diff_ids(self.rootfs, layers)?;
         let raw = self.config.unwrap_or_default();
-        let (labels, dropped_labels) = allowed_labels(raw.labels.unwrap_or_default());
+        let list = |field, list: Option<List<String>>| {
+            let list = list.unwrap_or_default();
+            within(field, "entries", list.count, MAX_ENTRIES).map(|()| list.kept)
+        };
+        let labels = raw.labels.unwrap_or_default();
+        within("Labels", "entries", labels.count, MAX_ENTRIES)?;
+        let volumes = raw.volumes.unwrap_or_default();
+        within("Volumes", "entries", volumes.count, MAX_ENTRIES)?;
+        let (labels, dropped_labels) = allowed_labels(labels.kept);
         let config = ImageConfig {
             architecture: self.architecture.unwrap_or_default(),
             os: self.os.unwrap_or_default(),
             variant: self.variant.filter(|text| !text.is_empty()),
             diff_ids,
             user: raw.user.unwrap_or_default(),
-            env: raw.env.unwrap_or_default(),
-            entrypoint: raw.entrypoint.unwrap_or_default(),
-            cmd: raw.cmd.unwrap_or_default(),
+            env: list("Env", raw.env)?,
+            entrypoint: list("Entrypoint", raw.entrypoint)?,
+            cmd: list("Cmd", raw.cmd)?,
             working_dir: raw.working_dir.unwrap_or_default(),
             stop_signal: raw.stop_signal.filter(|text| !text.is_empty()),
             labels,
             dropped_labels,
-            volumes: raw.volumes.unwrap_or_default().into_keys().collect(),
+            volumes: volumes.kept.into_keys().collect(),
         };
         config.refuse_nul()?;
+        config.refuse_poison()?;
         Ok(config)
     }
 }
@@ -199,15 +228,72 @@ impl ImageConfig {
     }
 }
 
+impl ImageConfig {
+    /// Values that no container could be made with, or that would spoil what lists them: the user of an image is
+    /// in every list of images, which has to fit into one message.
+    fn refuse_poison(&self) -> Result<(), ImageConfigError> {
+        let stop_signal = self.stop_signal.as_deref().unwrap_or_default();
+        within("User", "bytes", self.user.len(), MAX_USER_BYTES)?;
+        within("StopSignal", "bytes", stop_signal.len(), MAX_SIGNAL_BYTES)?;
+        within(
+            "WorkingDir",
+            "bytes",
+            self.working_dir.len(),
+            MAX_PATH_BYTES,
+        )?;
+        for (field, value) in [("User", self.user.as_str()), ("StopSignal", stop_signal)] {
+            if value.contains(char::is_control) {
+                return Err(ImageConfigError::Control {
+                    field,
+                    value: shown(value),
+                });
+            }
+        }
+        let longest = self.volumes.iter().map(String::len).max();
+        within(
+            "Volumes",
+            "bytes in a path",
+            longest.unwrap_or(0),
+            MAX_PATH_BYTES,
+        )?;
+        let labels = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len());
+        within("Labels", "bytes", labels.sum(), MAX_LABEL_BYTES)?;
+        let process = [&self.env, &self.entrypoint, &self.cmd];
+        let process = process.into_iter().flatten().map(|text| text.len() + 1);
+        let field = "Env, Entrypoint and Cmd";
+        within(field, "bytes", process.sum(), MAX_PROCESS_BYTES)
+    }
+}
+
+fn within(
+    field: &'static str,
+    unit: &'static str,
+    found: usize,
+    limit: usize,
+) -> Result<(), ImageConfigError> {
+    if found <= limit {
+        return Ok(());
+    }
+    Err(ImageConfigError::TooMuch {
+        field,
+        unit,
+        found,
+        limit,
+    })
+}
+
 fn diff_ids(rootfs: Option<RawRootfs>, layers: usize) -> Result<Vec<Digest>, ImageConfigError> {
     let (kind, texts) = rootfs.map_or((None, None), |rootfs| (rootfs.kind, rootfs.diff_ids));
     if let Some(kind) = kind.filter(|kind| kind != "layers") {
         return Err(ImageConfigError::RootfsType { kind: shown(&kind) });
     }
     let texts = texts.unwrap_or_default();
-    if texts.len() != layers {
+    if texts.count != layers || texts.kept.len() != layers {
         return Err(ImageConfigError::DiffIdCount {
-            diff_ids: texts.len(),
+            diff_ids: texts.count,
             layers,
         });
     }
@@ -215,14 +301,14 @@ fn diff_ids(rootfs: Option<RawRootfs>, layers: usize) -> Result<Vec<Digest>, Ima
         text.parse()
             .map_err(|source| ImageConfigError::DiffId { index, source })
     };
-    texts.iter().enumerate().map(parse).collect()
+    texts.kept.iter().enumerate().map(parse).collect()
 }
 
 fn allowed_labels(labels: BTreeMap<String, Option<String>>) -> (BTreeMap<String, String>, usize) {
     let total = labels.len();
     let allowed: BTreeMap<_, _> = labels
         .into_iter()
-        .filter(|(key, _)| !RESERVED_LABELS.iter().any(|prefix| key.starts_with(prefix)))
+        .filter(|(key, _)| !is_reserved(key))
         .map(|(key, value)| (key, value.unwrap_or_default()))
         .collect();
     let dropped = total - allowed.len();
@@ -239,6 +325,12 @@ pub enum ImageConfigError {
         found: usize,
         /// Bytes allowed.
         limit: usize,
+    },
+    /// It is not UTF-8.
+    #[error("image config is not UTF-8: {source}")]
+    Utf8 {
+        /// Where.
+        source: std::str::Utf8Error,
     },
     /// It is not JSON, or a field has the wrong type or occurs twice.
     #[error("image config is not valid: {source}")]
@@ -276,6 +368,26 @@ pub enum ImageConfigError {
         /// The refused value.
         value: String,
     },
+    /// A string that people are shown has a control character.
+    #[error("image config, field \"config.{field}\": \"{value}\" has a control character")]
+    Control {
+        /// The field.
+        field: &'static str,
+        /// The refused value.
+        value: String,
+    },
+    /// A value is longer than it can be used.
+    #[error("image config, field \"config.{field}\": {found} {unit}, the limit is {limit}")]
+    TooMuch {
+        /// The field.
+        field: &'static str,
+        /// What is counted.
+        unit: &'static str,
+        /// How much there is.
+        found: usize,
+        /// How much may be.
+        limit: usize,
+    },
     /// The config is for another kind of machine.
     #[error("no matching platform: the image is for {found}, this machine is {wanted}")]
     Platform {
@@ -291,12 +403,14 @@ impl ImageConfigError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::TooLarge { .. } => Class::Exhausted,
+            Self::TooLarge { .. } | Self::TooMuch { .. } => Class::Exhausted,
             Self::RootfsType { .. } => Class::Unsupported,
             Self::Platform { .. } => Class::NotFound,
             Self::Json { .. }
             | Self::DiffIdCount { .. }
             | Self::DiffId { .. }
+            | Self::Utf8 { .. }
+            | Self::Control { .. }
             | Self::Nul { .. } => Class::InvalidArgument,
         }
     }

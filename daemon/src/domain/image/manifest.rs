@@ -1,15 +1,18 @@
 //! Image manifests and indexes, OCI and Docker schema 2: hostile JSON in, checked values out.
 //! Fetching them is the registry's part; unpacking layers is the snapshotter's.
 //!
-//! Annotations, embedded data and foreign URLs of descriptors are not even read, nor is the
-//! `subject` by which a document refers to another one.
+//! Embedded data, foreign URLs and annotations of descriptors are not even read, nor is the `subject`
+//! by which a document refers to another one. The annotations of a manifest are kept to be shown, in
+//! part: nothing decides by them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axil_snapshotter::{Digest, ParseDigestError};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::bounded::{List, Map};
+use super::config::is_reserved;
 use super::media::{self, Compression, Family, MediaType};
 use super::reference::shown;
 use crate::domain::failure::Class;
@@ -28,6 +31,11 @@ pub const MAX_LAYERS: usize = 512;
 pub const MAX_DESCRIPTORS: usize = 2048;
 /// Largest compressed layer, and largest sum of the layers of an image, in bytes.
 pub const MAX_LAYER_BYTES: u64 = 1 << 40;
+/// Most descriptors of one document that are kept in memory, whatever the rules say of their number.
+const MOST_DESCRIPTORS: usize = 65_536;
+/// Most bytes of a manifest's annotations that are kept: they are in every list of images, which has
+/// to fit into one message.
+const MAX_ANNOTATION_BYTES: usize = 16 << 10;
 /// What is taken of documents: the operator's limits (`[images]` of the configuration).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DocumentRules {
@@ -38,7 +46,7 @@ pub struct DocumentRules {
     /// Largest compressed layer, and largest sum of an image's layers, in bytes, at most
     /// [`MAX_LAYER_BYTES`].
     pub max_layer_bytes: u64,
-    /// Most descriptors in all documents of one image together.
+    /// Most descriptors in all documents of one image together, at most 65536.
     pub max_descriptors: usize,
     /// Most documents between a reference and its image.
     pub max_documents: usize,
@@ -119,6 +127,8 @@ pub struct ImageManifest {
     pub config: Descriptor,
     /// At most [`MAX_LAYERS`] layers.
     pub layers: Vec<LayerDescriptor>,
+    /// Annotations outside the namespaces of the platform, as far as they are kept.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl ImageManifest {
@@ -180,8 +190,9 @@ pub fn parse_document(
     if let MediaType::Refused(reason) = MediaType::of(&content_type) {
         return Err(refused("content type", &content_type, reason));
     }
+    let text = std::str::from_utf8(bytes).map_err(|source| ManifestError::Utf8 { source })?;
     let raw: RawDocument =
-        serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { source })?;
+        serde_json::from_str(text).map_err(|source| ManifestError::Json { source })?;
     raw.check(&content_type, rules)
 }
 
@@ -207,10 +218,11 @@ struct RawDocument {
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<List<RawDescriptor, MOST_DESCRIPTORS>>,
+    manifests: Option<List<RawDescriptor, MOST_DESCRIPTORS>>,
     fs_layers: Option<IgnoredAny>,
     blobs: Option<IgnoredAny>,
+    annotations: Option<Map<String>>,
 }
 
 #[derive(Deserialize)]
@@ -313,9 +325,9 @@ impl RawDocument {
         let raw = self.manifests.ok_or(ManifestError::Missing {
             field: "manifests".into(),
         })?;
-        limit("manifests", raw.len(), rules.max_descriptors)?;
-        let mut entries = Vec::with_capacity(raw.len());
-        for (index, mut raw) in raw.into_iter().enumerate() {
+        limit("manifests", raw.count, rules.max_descriptors)?;
+        let mut entries = Vec::with_capacity(raw.kept.len());
+        for (index, mut raw) in raw.kept.into_iter().enumerate() {
             let platform = raw.platform.take().map(Platform::from);
             let descriptor = raw.check(&format!("manifests[{index}]"), MAX_LAYER_BYTES)?;
             entries.push(IndexEntry {
@@ -342,10 +354,10 @@ impl RawDocument {
             return Err(refused(field, media_type, "an OCI artifact, not an image"));
         }
         let raw = self.layers.ok_or_else(|| missing("layers"))?;
-        limit("layers", raw.len(), rules.max_layers)?;
-        let mut layers = Vec::with_capacity(raw.len());
+        limit("layers", raw.count, rules.max_layers)?;
+        let mut layers = Vec::with_capacity(raw.kept.len());
         let mut total = 0u64;
-        for (index, raw) in raw.into_iter().enumerate() {
+        for (index, raw) in raw.kept.into_iter().enumerate() {
             let field = format!("layers[{index}]");
             let layer = raw.check(&field, rules.max_layer_bytes)?;
             total = total.saturating_add(layer.size);
@@ -358,8 +370,24 @@ impl RawDocument {
                 limit: rules.max_layer_bytes,
             });
         }
-        Ok(Document::Manifest(ImageManifest { config, layers }))
+        Ok(Document::Manifest(ImageManifest {
+            config,
+            layers,
+            annotations: shown_annotations(self.annotations.unwrap_or_default().kept),
+        }))
     }
+}
+
+/// What is kept of annotations: those of nobody's namespace that fit, in the order of their keys.
+fn shown_annotations(all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut room = MAX_ANNOTATION_BYTES;
+    let fits = |(key, value): &(String, String)| {
+        let bytes = key.len() + value.len();
+        let fits = !is_reserved(key) && bytes <= room;
+        room -= if fits { bytes } else { 0 };
+        fits
+    };
+    all.into_iter().filter(fits).collect()
 }
 
 impl RawDescriptor {
@@ -463,6 +491,12 @@ pub enum ManifestError {
         /// The parser's error, with line and column.
         source: serde_json::Error,
     },
+    /// It is not UTF-8.
+    #[error("image document is not UTF-8: {source}")]
+    Utf8 {
+        /// Where.
+        source: std::str::Utf8Error,
+    },
     /// It can be read in more than one way.
     #[error("image document is ambiguous: {reason}")]
     Ambiguous {
@@ -543,6 +577,7 @@ impl ManifestError {
     pub fn class(&self) -> Class {
         match self {
             Self::Json { .. }
+            | Self::Utf8 { .. }
             | Self::Ambiguous { .. }
             | Self::Missing { .. }
             | Self::Digest { .. }

@@ -4,6 +4,10 @@
 //! Sources: OCI image specification "Media Types", distribution's image manifest version 2
 //! schema 2.
 
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
 /// OCI image manifest.
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// OCI image index.
@@ -33,14 +37,41 @@ pub enum Family {
 }
 
 /// How the bytes of a layer's tar archive are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// A plain tar archive.
+    #[default]
     None,
     /// gzip.
     Gzip,
     /// Zstandard.
     Zstd,
+}
+
+impl Compression {
+    /// The OCI media type of a layer that is compressed so.
+    #[must_use]
+    pub fn layer_type(self) -> &'static str {
+        match self {
+            Self::None => "application/vnd.oci.image.layer.v1.tar",
+            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            _ => Err(format!("{text:?} is not one of none, gzip, zstd")),
+        }
+    }
 }
 
 /// What a media type says.

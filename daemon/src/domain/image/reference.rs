@@ -34,8 +34,9 @@ const MAX_LABEL_BYTES: usize = 63;
 const MAX_REPOSITORY_BYTES: usize = 255;
 /// Longest tag, in bytes.
 const MAX_TAG_BYTES: usize = 128;
-/// Shortest prefix of an image id that may stand for the id, in hexadecimal characters.
-const MIN_ID_PREFIX: usize = 12;
+/// Shortest prefix of an image id that may stand for the id without `sha256:`, in hexadecimal characters. A
+/// shorter one is more likely a name: `cafe` must not become whatever image has an id that begins so.
+const MIN_BARE_PREFIX: usize = 6;
 /// Longest part of a refused value that an error repeats, in characters.
 const SHOWN_CHARS: usize = 80;
 
@@ -144,6 +145,28 @@ impl Reference {
         self.digest.as_ref()
     }
 
+    /// Returns the name an image is stored under: with its digest when it has one, else with its tag.
+    #[must_use]
+    pub fn stored_name(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => format!("{}@{digest}", self.name()),
+            (None, tag) => format!("{}:{}", self.name(), tag.as_deref().unwrap_or(DEFAULT_TAG)),
+        }
+    }
+
+    /// Puts what docker's short forms leave out before a name that has `*` for unknown parts. The rest is not
+    /// looked at.
+    #[must_use]
+    pub fn complete_pattern(text: &str) -> String {
+        let (host, path) = split_host(text);
+        if path.starts_with('*') {
+            return text.to_owned();
+        }
+        let library = host == DEFAULT_HOST && !path.contains('/');
+        let library = if library { "library/" } else { "" };
+        format!("{host}/{library}{path}")
+    }
+
     /// Returns the reference of the same repository by `digest` alone, as the CRI's repo digests
     /// are written.
     #[must_use]
@@ -183,7 +206,7 @@ impl FromStr for Reference {
 pub enum ImageKey {
     /// A whole image id: the digest of the image's config.
     Id(Digest),
-    /// The start of an image id (`sha256:` and 12 to 63 hexadecimal characters), given without
+    /// The start of an image id (`sha256:` and 1 to 63 hexadecimal characters), given without
     /// `sha256:`. The caller knows the ids and whether the prefix is unambiguous.
     IdPrefix(String),
     /// A reference. A name such as `deadbeefcafe` may also be a short id: then the prefix is
@@ -207,8 +230,7 @@ pub fn parse_image_key(text: &str) -> Result<ImageKey, ParseReferenceError> {
         problem,
     };
     if let Some(hex) = text.strip_prefix("sha256:") {
-        let short = MIN_ID_PREFIX..Algorithm::Sha256.hex_len();
-        if is_hex(hex) && short.contains(&hex.len()) {
+        if is_hex(hex) && hex.len() < Algorithm::Sha256.hex_len() {
             return Ok(ImageKey::IdPrefix(hex.to_owned()));
         }
         return match text.parse() {
@@ -222,7 +244,7 @@ pub fn parse_image_key(text: &str) -> Result<ImageKey, ParseReferenceError> {
             Err(source) => Err(refuse(ReferenceProblem::Digest(source))),
         };
     }
-    let id_prefix = (is_hex(text) && text.len() >= MIN_ID_PREFIX).then(|| text.to_owned());
+    let id_prefix = (is_hex(text) && text.len() >= MIN_BARE_PREFIX).then(|| text.to_owned());
     Ok(ImageKey::Reference {
         reference: Reference::parse(text)?,
         id_prefix,
@@ -425,7 +447,8 @@ fn is_hex(text: &str) -> bool {
 }
 
 /// Cuts and escapes an untrusted value for an error message.
-pub(super) fn shown(value: &str) -> String {
+#[must_use]
+pub fn shown(value: &str) -> String {
     let mut text: String = value
         .chars()
         .take(SHOWN_CHARS)

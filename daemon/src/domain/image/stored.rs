@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::reference::Reference;
+
 /// Version of the record's format; a reader refuses a newer one.
 pub const IMAGE_RECORD_VERSION: u32 = 1;
 
@@ -21,12 +23,16 @@ pub struct StoredImage {
     pub repo_tags: BTreeSet<String>,
     /// `host/repository@digest` names.
     pub repo_digests: BTreeSet<String>,
-    /// Bytes on disk, unpacked.
+    /// Bytes on disk: unpacked layers with what is kept to check them, documents, and their records. Layers that
+    /// other images have as well count for each; removing an image that shares none frees exactly this.
     pub size_bytes: u64,
     /// Chain id of the topmost layer; none for an image without layers.
     pub chain: Option<String>,
     /// Chain ids of all layers, lowest first.
     pub chains: Vec<String>,
+    /// Annotations of the manifest, as far as they are kept; only shown.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     /// What a container takes from the image.
     pub config: StoredConfig,
 }
@@ -57,6 +63,29 @@ impl StoredImage {
             .first()
             .cloned()
             .unwrap_or_else(|| self.id.clone())
+    }
+
+    /// As [`StoredImage::reference`]; an image that was pulled from several repositories is told by the one it
+    /// is asked for by.
+    #[must_use]
+    pub fn reference_for(&self, asked: &[&str]) -> String {
+        let repositories = asked.iter().filter_map(|text| Reference::parse(text).ok());
+        let digests = repositories.flat_map(|asked| {
+            let prefix = format!("{}@", asked.name());
+            let of_repository = move |digest: &&String| digest.starts_with(&prefix);
+            self.repo_digests.iter().filter(of_repository)
+        });
+        let mut digests = digests.cloned();
+        digests.next().unwrap_or_else(|| self.reference())
+    }
+
+    /// What people call the image: the tag it is asked for by, else one it has. None for an image without a tag.
+    #[must_use]
+    pub fn tag_for(&self, asked: &[&str]) -> Option<String> {
+        let names = asked.iter().filter_map(|text| Reference::parse(text).ok());
+        let mut names = names.map(|reference| reference.stored_name());
+        let asked = names.find(|name| self.repo_tags.contains(name));
+        asked.or_else(|| self.repo_tags.first().cloned())
     }
 }
 
@@ -162,6 +191,7 @@ mod tests {
             size_bytes: 1,
             chain: None,
             chains: vec![],
+            annotations: BTreeMap::new(),
             config: StoredConfig::default(),
         }
     }
@@ -174,6 +204,23 @@ mod tests {
         assert_eq!(changed.len(), 1);
         assert_eq!(index.by_name("h/r:1").unwrap().id, "sha256:bb");
         assert_eq!(index.by_name("h/r:2").unwrap().id, "sha256:aa");
+    }
+
+    #[test]
+    fn an_image_is_told_by_the_repository_it_is_asked_for_by() {
+        let mut one = image("aa", &["a.x/one:1", "b.x/two:2"]);
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let names = ["a.x/one", "b.x/two"].map(|name| format!("{name}@{digest}"));
+        one.repo_digests = names.clone().into();
+        assert_eq!(one.reference_for(&["b.x/two:9"]), names[1]);
+        assert_eq!(one.reference_for(&["sha256:aa", "b.x/two"]), names[1]);
+        assert_eq!(one.reference_for(&["c.x/three", ""]), names[0]);
+        assert_eq!(one.tag_for(&["", "b.x/two:2"]).unwrap(), "b.x/two:2");
+        assert_eq!(one.tag_for(&[&names[1]]).unwrap(), "a.x/one:1");
+        one.repo_tags.clear();
+        one.repo_digests.clear();
+        assert_eq!(one.tag_for(&["b.x/two:2"]), None);
+        assert_eq!(one.reference_for(&["b.x/two:2"]), one.id);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::user_namespace::UserNamespace;
 use crate::domain::resources::LinuxResources;
 
 /// A pod as asked for. Equality decides whether a repeated RunPodSandbox is a retry.
@@ -104,7 +105,7 @@ pub enum NamespaceMode {
     Target,
 }
 
-/// CRI `NamespaceOption` without user namespaces.
+/// CRI `NamespaceOption`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceModes {
     /// Network: pod or node.
@@ -115,6 +116,9 @@ pub struct NamespaceModes {
     pub ipc: NamespaceMode,
     /// Container whose PID namespace is joined when `pid` is target; empty otherwise.
     pub target_id: String,
+    /// User: pod or node.
+    #[serde(default)]
+    pub user: UserNamespace,
 }
 
 impl PodSpec {

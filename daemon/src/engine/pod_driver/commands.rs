@@ -116,6 +116,7 @@ impl PodDriver {
             pod: self.id.to_string(),
             created_at: unix_nanos(),
             image: creation.resolved_image(),
+            volumes: creation.resolved_volumes(),
             spec: creation.spec,
             user: None,
             stop_signal: 0,
@@ -140,6 +141,7 @@ impl PodDriver {
             id: id.clone(),
             record,
             image: creation.image,
+            volumes: creation.volumes,
         };
         let events = self.events.clone();
         spawn::spawn("CreateContainer", async move {

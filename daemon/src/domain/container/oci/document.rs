@@ -104,7 +104,8 @@ pub struct ProcessCapabilities {
 }
 
 /// One of `mounts`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// Path in the container.
     pub destination: String,
@@ -115,12 +116,37 @@ pub struct Mount {
     pub source: String,
     /// Options.
     pub options: Vec<String>,
+    /// Ids of its users and who they are on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uid_mappings: Vec<IdRun>,
+    /// Likewise of groups.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gid_mappings: Vec<IdRun>,
+}
+
+/// A run of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct IdRun {
+    /// First id in the namespace or file system.
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    /// First id on the host.
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    /// How many.
+    pub size: u32,
 }
 
 /// `linux`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Linux {
+    /// Users of the user namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uid_mappings: Vec<IdRun>,
+    /// Groups of the user namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gid_mappings: Vec<IdRun>,
     /// cgroup.
     pub cgroups_path: String,
     /// Limits.

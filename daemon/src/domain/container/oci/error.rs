@@ -1,6 +1,6 @@
 //! Why no document can be made: the field, its value and the reason.
 
-use crate::domain::failure::Class;
+use crate::domain::failure::{Class, Failure, KubeletError};
 
 /// A request, or an image, that no container can be made from on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,8 +37,8 @@ pub enum OciError {
         /// What is wrong.
         reason: &'static str,
     },
-    /// The kubelet knows this text by its beginning, which has to stay the beginning.
-    #[error("RROUnsupported: this host cannot make mount {path:?} read-only recursively")]
+    /// The kubelet has a name for this.
+    #[error("this host cannot make mount {path:?} read-only recursively")]
     RecursiveReadOnlyUnsupported {
         /// Path in the container.
         path: String,
@@ -85,6 +85,22 @@ pub enum OciError {
         /// Name of the pod.
         pod: String,
     },
+    /// Another user namespace than the pod's.
+    #[error(
+        "linux.security_context.namespace_options.userns_options: not the same as those of pod {pod:?}"
+    )]
+    UserNamespace {
+        /// Name of the pod.
+        pod: String,
+    },
+    /// A user or group that the pod's user namespace does not have.
+    #[error("{kind} {id} of the process is not mapped in the pod's user namespace")]
+    UnmappedId {
+        /// "user" or "group".
+        kind: &'static str,
+        /// The id.
+        id: u32,
+    },
     /// A signal nobody knows.
     #[error("{field} {value:?} is no signal")]
     Signal {
@@ -126,6 +142,8 @@ impl OciError {
             | Self::Resource { .. }
             | Self::DevicePermissions { .. }
             | Self::PrivilegedPod { .. }
+            | Self::UserNamespace { .. }
+            | Self::UnmappedId { .. }
             | Self::Signal { .. } => Class::InvalidArgument,
             Self::RecursiveReadOnlyUnsupported { .. }
             | Self::ResourceUnsupported { .. }
@@ -134,5 +152,15 @@ impl OciError {
             | Self::AppArmorUnsupported { .. }
             | Self::AppArmorDefault => Class::FailedPrecondition,
         }
+    }
+}
+
+impl From<OciError> for Failure {
+    fn from(error: OciError) -> Self {
+        let failure = Self::new(error.class(), error.to_string());
+        if matches!(error, OciError::RecursiveReadOnlyUnsupported { .. }) {
+            return failure.known_as(KubeletError::RroUnsupported);
+        }
+        failure
     }
 }

@@ -55,6 +55,8 @@ pub struct HostFacts {
     pub apparmor_default: Option<String>,
     /// Whether kernel and OCI runtime make mounts read-only recursively.
     pub recursive_read_only: bool,
+    /// Why no pod can have a user namespace; none where it can.
+    pub no_user_namespaces: Option<String>,
     /// Every device of the host, for privileged containers.
     pub all_devices: Vec<HostDevice>,
 }
@@ -62,6 +64,8 @@ pub struct HostFacts {
 /// Namespaces of the pod that a process joins; none is the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamespacePaths {
+    /// User; it owns the others.
+    pub user: Option<PathBuf>,
     /// Network.
     pub net: Option<PathBuf>,
     /// IPC.
@@ -117,6 +121,8 @@ pub struct ContainerInput<'a> {
     pub pids_limit: Option<i64>,
     /// Files of the pod.
     pub files: &'a PodFiles,
+    /// Where the images of its volumes are mounted on the host, in the order of those mounts.
+    pub image_volumes: &'a [PathBuf],
     /// The devices asked for, as they are on the host.
     pub devices: &'a [HostDevice],
     /// The host.

@@ -1,9 +1,9 @@
 //! The mounts of a container: what every one has, the pod's files, the volumes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{ContainerInput, Mount, OciError, clean_container_path, paths};
-use crate::domain::container::spec::{MountPropagation, MountSpec};
+use super::{ContainerInput, Mount, OciError, clean_container_path, paths, runs};
+use crate::domain::container::spec::{MountOption, MountPropagation, MountSpec};
 
 /// Mounts in order, and the propagation of the root that some of them need.
 #[derive(Debug)]
@@ -21,9 +21,13 @@ pub(super) fn container_mounts(
     cgroup_namespace: bool,
 ) -> Result<Mounts, OciError> {
     let asked = &input.container.mounts;
+    let mut images = input.image_volumes.iter();
     let volumes = asked
         .iter()
-        .map(|spec| volume(spec, input))
+        .map(|spec| match &spec.image {
+            Some(_) => image_volume(spec, images.next().map(PathBuf::as_path)),
+            None => volume(spec, input),
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let is_volume = |path: &str| volumes.iter().any(|volume| volume.destination == path);
     let own_dev = is_volume("/dev");
@@ -74,6 +78,7 @@ fn mount(destination: &str, kind: &'static str, source: &str, options: &[&str]) 
         kind,
         source: source.to_owned(),
         options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Mount::default()
     }
 }
 
@@ -164,8 +169,46 @@ fn pod_files(input: &ContainerInput<'_>) -> Result<Vec<Mount>, OciError> {
     .collect()
 }
 
-fn volume(spec: &MountSpec, input: &ContainerInput<'_>) -> Result<Mount, OciError> {
+/// Where a volume is put.
+fn place(spec: &MountSpec) -> Result<String, OciError> {
     let destination = clean_container_path("mounts.container_path", &spec.container_path)?;
+    if destination == "/" {
+        return Err(OciError::Path {
+            field: "mounts.container_path",
+            path: destination,
+            reason: "the root of the container is not a place for a volume",
+        });
+    }
+    Ok(destination)
+}
+
+/// What the request forbids, for all that is mounted there: a bind takes along what is mounted below.
+fn restrictions(spec: &MountSpec) -> impl Iterator<Item = &'static str> {
+    spec.options.iter().map(|option| match option {
+        MountOption::NoExec => "rnoexec",
+        MountOption::NoDev => "rnodev",
+        MountOption::NoSuid => "rnosuid",
+    })
+}
+
+/// A volume with the files of an image: read-only whatever the request says (CRI, `Mount.image`), and without
+/// devices, which an image may well have.
+fn image_volume(spec: &MountSpec, source: Option<&Path>) -> Result<Mount, OciError> {
+    let destination = place(spec)?;
+    let Some(source) = source else {
+        return Err(OciError::Path {
+            field: "mounts.image",
+            path: destination,
+            reason: "the image is not mounted",
+        });
+    };
+    let mut options = vec!["bind", "rprivate", "ro", "nodev"];
+    options.extend(restrictions(spec).filter(|option| *option != "rnodev"));
+    Ok(mount(&destination, "bind", &paths::text(source)?, &options))
+}
+
+fn volume(spec: &MountSpec, input: &ContainerInput<'_>) -> Result<Mount, OciError> {
+    let destination = place(spec)?;
     let source = paths::host_path("mounts.host_path", &spec.host_path)?;
     let refuse = |reason| {
         Err(OciError::Path {
@@ -174,9 +217,6 @@ fn volume(spec: &MountSpec, input: &ContainerInput<'_>) -> Result<Mount, OciErro
             reason,
         })
     };
-    if destination == "/" {
-        return refuse("the root of the container is not a place for a volume");
-    }
     let propagation = match spec.propagation {
         MountPropagation::Private => "rprivate",
         MountPropagation::HostToContainer => "rslave",
@@ -194,10 +234,14 @@ fn volume(spec: &MountSpec, input: &ContainerInput<'_>) -> Result<Mount, OciErro
         }
         (true, true) => "rro",
     };
-    Ok(mount(
-        &destination,
-        "bind",
-        &source,
-        &["rbind", propagation, access],
-    ))
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(restrictions(spec));
+    let mut volume = mount(&destination, "bind", &source, &options);
+    if let Some(ids) = &spec.ids {
+        // For what is mounted below as well; the kernel refuses what cannot be mapped.
+        volume.options.push("ridmap".to_owned());
+        volume.uid_mappings = runs(&ids.uids);
+        volume.gid_mappings = runs(&ids.gids);
+    }
+    Ok(volume)
 }

@@ -2,6 +2,8 @@
 
 use super::{ContainerInput, ImageDefaults, OciError, clean_container_path};
 use crate::domain::container::spec::ContainerSpec;
+use crate::domain::container::user::ResolvedUser;
+use crate::domain::pod::user_namespace::IdMappings;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -36,6 +38,22 @@ pub(super) fn args(
             field: format!("argument {index} of the command"),
         }),
         None => Ok(line),
+    }
+}
+
+/// Refuses a process whose user or groups the pod's user namespace does not have.
+pub(super) fn check_ids(user: &ResolvedUser, ids: Option<&IdMappings>) -> Result<(), OciError> {
+    let Some(ids) = ids else { return Ok(()) };
+    if ids.host_uid(user.uid).is_none() {
+        return Err(OciError::UnmappedId {
+            kind: "user",
+            id: user.uid,
+        });
+    }
+    let mut groups = [user.gid].into_iter().chain(user.additional_gids.clone());
+    match groups.find(|&gid| ids.host_gid(gid).is_none()) {
+        Some(id) => Err(OciError::UnmappedId { kind: "group", id }),
+        None => Ok(()),
     }
 }
 

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::domain::container::seccomp::Arch;
 use crate::domain::container::spec::{
-    ContainerSecurity, ContainerSpec, GroupsPolicy, ImageSpec, MountPropagation, MountSpec,
-    UserRequest,
+    ContainerSecurity, ContainerSpec, GroupsPolicy, ImageSpec, ImageVolume, MountOption,
+    MountPropagation, MountSpec, UserRequest,
 };
 use crate::domain::container::user::ResolvedUser;
+use crate::domain::failure::Failure;
 use crate::domain::pod::spec::{NamespaceModes, PodMetadata, PodSecurity};
 use crate::domain::resources::LinuxResources;
 
@@ -77,10 +78,13 @@ fn volume(container_path: &str) -> MountSpec {
     MountSpec {
         container_path: container_path.into(),
         host_path: "/var/lib/volume".into(),
+        image: None,
         readonly: false,
         recursive_read_only: false,
         selinux_relabel: false,
         propagation: MountPropagation::Private,
+        ids: None,
+        options: BTreeSet::new(),
     }
 }
 
@@ -106,6 +110,7 @@ struct Fixture {
     namespaces: NamespacePaths,
     pid: PidNamespace,
     files: PodFiles,
+    image_volumes: Vec<PathBuf>,
     devices: Vec<HostDevice>,
     host: HostFacts,
     profile: Option<Seccomp>,
@@ -130,6 +135,7 @@ impl Fixture {
                 name: Some("nginx".into()),
             },
             namespaces: NamespacePaths {
+                user: None,
                 net: Some("/run/ns/net".into()),
                 ipc: Some("/run/ns/ipc".into()),
                 uts: Some("/run/ns/uts".into()),
@@ -141,6 +147,7 @@ impl Fixture {
                 hosts: None,
                 shm: Some("/run/pod/shm".into()),
             },
+            image_volumes: Vec::new(),
             devices: Vec::new(),
             host: HostFacts {
                 arch: Arch::X86_64,
@@ -168,6 +175,7 @@ impl Fixture {
             cgroups_path: "/kubepods/pod6b1e/c1",
             pids_limit: None,
             files: &self.files,
+            image_volumes: &self.image_volumes,
             devices: &self.devices,
             host: &self.host,
             seccomp_profile: self.profile.as_ref(),

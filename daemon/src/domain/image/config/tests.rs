@@ -89,6 +89,54 @@ fn refuses_what_does_not_fit_the_manifest() {
 }
 
 #[test]
+fn poisoned_values_are_refused_by_name() {
+    let many: Vec<String> = (0..5000).map(|n| n.to_string()).collect();
+    let map: serde_json::Map<_, _> = many.iter().map(|key| (key.clone(), json!(""))).collect();
+    for (poison, words) in [
+        (json!({"User": "x".repeat(514)}), "config.User\": 514 bytes"),
+        (json!({"User": "root\u{1b}[2J"}), "config.User"),
+        (json!({"User": "a\nb"}), "config.User"),
+        (json!({"StopSignal": "9".repeat(65)}), "config.StopSignal"),
+        (json!({"StopSignal": "SIGTERM\r"}), "config.StopSignal"),
+        (
+            json!({"WorkingDir": format!("/{}", "x".repeat(4096))}),
+            "config.WorkingDir",
+        ),
+        (json!({"Volumes": {"/".repeat(4097): {}}}), "config.Volumes"),
+        (
+            json!({"Labels": {"a": "x".repeat(1 << 20)}}),
+            "config.Labels",
+        ),
+        (json!({"Labels": map}), "config.Labels\": 5000 entries"),
+        (json!({"Volumes": map}), "config.Volumes\": 5000 entries"),
+        (json!({"Env": many}), "config.Env\": 5000 entries"),
+        (json!({"Cmd": many}), "config.Cmd\": 5000 entries"),
+        (json!({"Entrypoint": many}), "config.Entrypoint"),
+        (
+            json!({"Env": ["x".repeat(1 << 20)], "Cmd": ["y".repeat(1 << 20)]}),
+            "Cmd\": 2097154",
+        ),
+    ] {
+        refuse(&config(poison), words);
+    }
+    let error = parse(&config(json!({"User": "\u{1b}]0;x\u{7}"}))).unwrap_err();
+    assert!(!error.to_string().contains('\u{1b}'), "{error:?}");
+}
+
+#[test]
+fn bytes_that_are_not_utf8_are_refused_wherever_they_are() {
+    let document = config(json!({"Labels": {"a": "MARK"}})).to_string();
+    let history = document.replacen('{', r#"{"history":[{"comment":"MARK"}],"#, 1);
+    for text in [document, history] {
+        let at = text.find("MARK").unwrap();
+        let mut bytes = text.into_bytes();
+        bytes[at] = 0xff;
+        let error = ImageConfig::parse(&bytes, 1).unwrap_err();
+        assert!(error.to_string().contains("UTF-8"), "{error}");
+    }
+}
+
+#[test]
 fn cve_2026_53488_reserved_labels_stop_here() {
     let found = parse(&config(json!({"Labels": {
         "io.kubernetes.pod.name": "x",

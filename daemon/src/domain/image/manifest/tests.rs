@@ -216,7 +216,7 @@ fn hostile_descriptor_fields_are_refused_by_name() {
         document["layers"][0]["size"] = size;
         refuse(OCI_MANIFEST, &document, Class::InvalidArgument, "not valid");
     }
-    // Annotations, URLs and embedded data are not read, whatever they hold.
+    // Annotations of layers, URLs and embedded data are not read, whatever they hold.
     let mut document = manifest(vec![layer(GZIP)]);
     document["layers"][0]["annotations"] = json!({"containerd.io/uncompressed": "sha256:zz"});
     document["layers"][0]["urls"] = json!(["http://elsewhere/"]);
@@ -225,7 +225,45 @@ fn hostile_descriptor_fields_are_refused_by_name() {
 }
 
 #[test]
+fn annotations_are_kept_in_part() {
+    let mut document = manifest(vec![layer(GZIP)]);
+    document["annotations"] = json!({
+        "a.large": "x".repeat(16 << 10),
+        "io.kubernetes.cri.untrusted": "1",
+        "org.opencontainers.image.title": "t",
+    });
+    let Ok(Document::Manifest(found)) = parse(OCI_MANIFEST, &document) else {
+        panic!("annotations do not make a manifest another one");
+    };
+    assert_eq!(
+        found.annotations,
+        BTreeMap::from([("org.opencontainers.image.title".to_owned(), "t".to_owned())])
+    );
+    document["annotations"] = json!({"a": 1});
+    refuse(OCI_MANIFEST, &document, Class::InvalidArgument, "not valid");
+    document["annotations"] = json!(null);
+    assert!(parse(OCI_MANIFEST, &document).is_ok());
+}
+
+#[test]
+fn bytes_that_are_not_utf8_are_refused_wherever_they_are() {
+    let mut document = manifest(vec![layer(GZIP)]);
+    document["unknown"] = json!("MARK");
+    let text = document.to_string();
+    let at = text.find("MARK").unwrap();
+    let mut bytes = text.into_bytes();
+    bytes[at] = 0xff;
+    let error = parse_document(OCI_MANIFEST, &bytes, &DocumentRules::default()).unwrap_err();
+    assert!(error.to_string().contains("UTF-8"), "{error}");
+}
+
+#[test]
 fn counts_and_sums_are_bounded() {
+    let entries = vec!["{}"; MOST_DESCRIPTORS + 5].join(",");
+    let text =
+        format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{entries}]}}"#);
+    let error = parse_document("", text.as_bytes(), &DocumentRules::default()).unwrap_err();
+    assert!(error.to_string().contains("65541"), "{error}");
     let many = vec![layer(GZIP); MAX_LAYERS + 1];
     refuse(OCI_MANIFEST, &manifest(many), Class::Exhausted, "layers");
     let many = vec![entry(1, None); MAX_DESCRIPTORS + 1];

@@ -165,20 +165,43 @@ fn image_keys_tell_ids_from_references() {
     };
     assert_eq!(reference.repository(), "library/deadbeefcafe");
     assert_eq!(id_prefix.as_deref(), Some("deadbeefcafe"));
-    let ImageKey::Reference { id_prefix, .. } = parse_image_key("deadbeef").unwrap() else {
-        panic!("eight characters are no id");
-    };
-    assert_eq!(id_prefix, None);
+    assert_eq!(
+        parse_image_key("sha256:e"),
+        Ok(ImageKey::IdPrefix("e".into()))
+    );
+    for (text, prefix) in [
+        ("facade", Some("facade")),
+        ("decaf", None),
+        ("cafe:1", None),
+    ] {
+        let ImageKey::Reference { id_prefix, .. } = parse_image_key(text).unwrap() else {
+            panic!("{text} is a name first");
+        };
+        assert_eq!(id_prefix.as_deref(), prefix, "{text}");
+    }
     for text in [
         "",
         "sha256:",
-        "sha256:e3b0",
         "sha256:latest",
         &HEX.to_uppercase(),
         &format!("sha256:{HEX}0"),
         &format!("{HEX}\n"),
     ] {
         assert!(parse_image_key(text).is_err(), "{text:?} was accepted");
+    }
+}
+
+#[test]
+fn names_are_stored_by_digest_if_there_is_one() {
+    for (text, name) in [
+        ("a", "docker.io/library/a:latest".to_owned()),
+        ("h.x/a:t", "h.x/a:t".to_owned()),
+        (
+            &format!("h.x/a:t@sha256:{HEX}"),
+            format!("h.x/a@sha256:{HEX}"),
+        ),
+    ] {
+        assert_eq!(Reference::parse(text).unwrap().stored_name(), name);
     }
 }
 

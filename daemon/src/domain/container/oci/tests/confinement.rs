@@ -142,3 +142,82 @@ fn apparmor_is_applied_where_it_is_on() {
         Ok(Some("p".into()))
     );
 }
+
+#[test]
+fn a_pod_with_a_user_namespace_gives_it_to_its_containers() {
+    use crate::domain::pod::user_namespace::{IdMapping, IdMappings, UserNamespace};
+    let ids = |host| {
+        let run = IdMapping {
+            container: 0,
+            host,
+            length: 1000,
+        };
+        UserNamespace::Pod(IdMappings {
+            uids: vec![run],
+            gids: vec![run],
+        })
+    };
+    let mut fixture = Fixture::new();
+    fixture.pod.namespaces.user = ids(65536);
+    fixture.namespaces.user = Some("/run/ns/user".into());
+    let json = fixture.json();
+    let namespaces = &json["linux"]["namespaces"];
+    assert_eq!(
+        namespaces[0],
+        json!({"type": "user", "path": "/run/ns/user"})
+    );
+    let run = json!([{"containerID": 0, "hostID": 65536, "size": 1000}]);
+    assert_eq!(json["linux"]["uidMappings"], run);
+    assert_eq!(json["linux"]["gidMappings"], run);
+
+    fixture.container.security.namespaces.user = ids(65536);
+    assert!(fixture.document().is_ok());
+    fixture.container.security.namespaces.user = ids(70000);
+    assert!(fixture.refusal().contains("userns_options"));
+    fixture.container.security.namespaces.user = UserNamespace::Node;
+    assert!(fixture.refusal().contains("userns_options"));
+    fixture.container.security.namespaces.user = UserNamespace::Unset;
+    fixture.user.uid = 1000;
+    assert!(fixture.refusal().contains("user 1000"));
+    fixture.user.uid = 5;
+    fixture.user.additional_gids = vec![7, 5000];
+    assert!(fixture.refusal().contains("group 5000"));
+    fixture.pod.namespaces.user = UserNamespace::Node;
+    fixture.container.security.namespaces.user = ids(65536);
+    assert!(fixture.refusal().contains("userns_options"));
+}
+
+#[test]
+fn ids_of_a_volume_are_mapped_with_what_is_below() {
+    use crate::domain::pod::user_namespace::{IdMapping, IdMappings};
+    let run = IdMapping {
+        container: 0,
+        host: 65536,
+        length: 65536,
+    };
+    let mut fixture = Fixture::new();
+    fixture.container.mounts = vec![MountSpec {
+        ids: Some(IdMappings {
+            uids: vec![run],
+            gids: vec![run],
+        }),
+        ..volume("/data")
+    }];
+    let json = fixture.json();
+    let mounts = json["mounts"].as_array().unwrap();
+    let mount = mounts
+        .iter()
+        .find(|mount| mount["destination"] == "/data")
+        .unwrap();
+    assert_eq!(
+        mount["options"],
+        json!(["rbind", "rprivate", "rw", "ridmap"])
+    );
+    assert_eq!(mount["uidMappings"][0]["hostID"], 65536);
+    assert_eq!(mount["gidMappings"][0]["size"], 65536);
+    let proc = mounts
+        .iter()
+        .find(|mount| mount["destination"] == "/proc")
+        .unwrap();
+    assert!(proc.get("uidMappings").is_none());
+}

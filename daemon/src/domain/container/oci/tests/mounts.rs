@@ -73,7 +73,12 @@ fn recursive_read_only_is_whole_or_refused() {
         ..volume("/data")
     };
     fixture.container.mounts = vec![spec.clone()];
-    assert!(fixture.refusal().starts_with("RROUnsupported: "));
+    let refused = Failure::from(fixture.document().unwrap_err()).during("document");
+    assert!(
+        refused
+            .to_string()
+            .starts_with("RROUnsupported: document: ")
+    );
     fixture.host.recursive_read_only = true;
     assert_eq!(fixture.options("/data"), "rbind,rprivate,rro");
     fixture.container.mounts = vec![MountSpec {
@@ -86,6 +91,47 @@ fn recursive_read_only_is_whole_or_refused() {
         ..spec
     }];
     assert!(fixture.refusal().contains("not private"));
+}
+
+#[test]
+fn what_a_mount_forbids_it_forbids_below_as_well() {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts = vec![MountSpec {
+        options: [MountOption::NoSuid, MountOption::NoExec, MountOption::NoDev].into(),
+        ..volume("/data")
+    }];
+    assert_eq!(
+        fixture.options("/data"),
+        "rbind,rprivate,rw,rnoexec,rnodev,rnosuid"
+    );
+}
+
+#[test]
+fn images_are_mounted_read_only_in_the_order_of_their_mounts() {
+    let image = |path: &str| MountSpec {
+        host_path: String::new(),
+        image: Some(ImageVolume {
+            image: ImageSpec::default(),
+            sub_path: String::new(),
+        }),
+        ..volume(path)
+    };
+    let mut fixture = Fixture::new();
+    fixture.container.mounts = vec![image("/one"), volume("/data"), image("/two")];
+    assert!(fixture.refusal().contains("not mounted"));
+    fixture.image_volumes = vec!["/run/1".into(), "/run/2".into()];
+    let mounts = fixture.document().unwrap().spec.mounts;
+    let of = |path: &str| {
+        mounts
+            .iter()
+            .find(|mount| mount.destination == path)
+            .unwrap()
+    };
+    assert_eq!(of("/one").source, "/run/1");
+    assert_eq!(of("/two").source, "/run/2");
+    assert_eq!(of("/two").options, ["bind", "rprivate", "ro", "nodev"]);
+    fixture.container.mounts = vec![image("/")];
+    assert!(fixture.refusal().contains("the root"));
 }
 
 #[test]

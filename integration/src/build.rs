@@ -245,6 +245,22 @@ impl ContainerBuilder {
         self
     }
 
+    /// Mounts an image, or a part of it.
+    #[must_use]
+    pub fn image_volume(mut self, image: &str, sub_path: &str, container_path: &str) -> Self {
+        self.config.mounts.push(Mount {
+            container_path: container_path.to_owned(),
+            image: Some(ImageSpec {
+                image: image.to_owned(),
+                ..ImageSpec::default()
+            }),
+            image_sub_path: sub_path.to_owned(),
+            readonly: true,
+            ..Mount::default()
+        });
+        self
+    }
+
     /// Changes the resource limits.
     #[must_use]
     pub fn limits(mut self, change: impl FnOnce(&mut LinuxContainerResources)) -> Self {

@@ -296,6 +296,59 @@ fn privileged_an_image_goes_out_and_comes_back_the_same() {
 }
 
 #[test]
+fn privileged_exported_layers_can_be_compressed() {
+    let Some(lab) = Lab::open_needing(&[Need::Program("skopeo")]) else {
+        return;
+    };
+    let node = lab.node();
+    let name = lab.shelf().put("team/app", "1", &image(1, 10));
+    let id = node.pull(&name).unwrap();
+    let plain = node.operate(&["images", "export", &name], b"").stdout.len();
+    for compress in ["gzip", "zstd"] {
+        let export = || {
+            let done = node.operate(&["images", "export", "--compress", compress, &name], b"");
+            assert!(done.status.success(), "{}", done.text());
+            done.stdout
+        };
+        let out = export();
+        assert!(out.len() < plain, "{compress}: {} of {plain}", out.len());
+        assert!(export() == out, "{compress}: twice the same");
+        let archive = lab.unused("images.tar");
+        fs::write(&archive, &out).unwrap();
+        // Another implementation checks every digest on the way.
+        let copy = lab.unused("copy");
+        let source = format!("oci-archive:{}:{name}", archive.display());
+        let target = format!("dir:{}", copy.display());
+        children::read(
+            "skopeo",
+            &["copy", "--insecure-policy", "-q", &source, &target],
+        )
+        .unwrap();
+        let manifest = fs::read(copy.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["config"]["digest"], json!(id));
+        for layer in manifest["layers"].as_array().unwrap() {
+            let media_type = layer["mediaType"].as_str().unwrap();
+            assert!(
+                media_type.ends_with(&format!("tar+{compress}")),
+                "{media_type}"
+            );
+        }
+        node.remove_image(&name).unwrap();
+        let done = node.operate(&["images", "import"], &out);
+        assert!(done.status.success(), "{}", done.text());
+        assert_eq!(node.image_status(&name).unwrap().unwrap().id, id);
+    }
+    let done = node.operate(&["images", "export", "--compress", "xz", &name], b"");
+    assert!(
+        !done.status.success() && done.text().contains("xz"),
+        "{}",
+        done.text()
+    );
+    lab.close(node);
+}
+
+#[test]
 fn privileged_hostile_archives_are_refused_and_leave_nothing() {
     let Some(lab) = Lab::open() else { return };
     let node = lab.node();

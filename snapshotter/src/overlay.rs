@@ -109,7 +109,13 @@ pub(crate) fn mounts(root: &Path, container: u64, below: &[u64]) -> Vec<Mount> {
         }];
     }
     let lowers: Vec<String> = below.iter().map(|id| dir(*id, "fs")).collect();
-    vec![Mount {
+    let (upper, work) = (dir(container, "fs"), dir(container, "work"));
+    vec![overlay(&lowers.join(":"), &upper, &work)]
+}
+
+/// Returns the mount of an overlay. `lowers` are paths with colons between them, top first.
+pub(crate) fn overlay(lowers: &str, upper: &str, work: &str) -> Mount {
+    Mount {
         kind: "overlay".to_owned(),
         source: "overlay".to_owned(),
         target: None,
@@ -119,11 +125,11 @@ pub(crate) fn mounts(root: &Path, container: u64, below: &[u64]) -> Vec<Mount> {
             // A container's layer is gone after a crash of the machine, so nothing in it is
             // worth a sync; without this every unmount syncs the whole file system.
             "volatile".to_owned(),
-            format!("lowerdir={}", lowers.join(":")),
-            format!("upperdir={}", dir(container, "fs")),
-            format!("workdir={}", dir(container, "work")),
+            format!("lowerdir={lowers}"),
+            format!("upperdir={upper}"),
+            format!("workdir={work}"),
         ],
-    }]
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::error::PathError;
 use crate::ids::Owners;
 use crate::layer::attributes::set_opaque;
 use crate::mount::{self, Mount};
-use crate::overlay::Overlayfs;
+use crate::overlay::{Overlayfs, overlay};
 use crate::snapshot::kind::SnapshotId;
 use crate::tree::remove_tree;
 
@@ -253,18 +253,7 @@ fn try_overlay(top: &OwnedFd, trial: &Path) -> Result<(), String> {
         unlinkat(&upper, name, AtFlags::empty()).map_err(failed("remove a file"))?;
     }
     let below = |name: &str| trial.join(name).display().to_string();
-    let overlay = Mount {
-        kind: "overlay".to_owned(),
-        source: "overlay".to_owned(),
-        target: None,
-        options: vec![
-            "index=off".to_owned(),
-            "volatile".to_owned(),
-            format!("lowerdir={}", below("lower")),
-            format!("upperdir={}", below("upper")),
-            format!("workdir={}", below("work")),
-        ],
-    };
+    let overlay = overlay(&below("lower"), &below("upper"), &below("work"));
     mount::try_overlay(&overlay).map_err(|error| format!("cannot mount: {error}"))
 }
 

@@ -95,6 +95,11 @@ impl Archive {
         self.raw(&head.block()).raw(content).raw(&vec![0; filler])
     }
 
+    /// Adds an entry without content.
+    pub(crate) fn node(self, head: Head) -> Self {
+        self.entry(&head, b"")
+    }
+
     pub(crate) fn file(self, name: &str, content: &[u8]) -> Self {
         let head = Head {
             size: content.len() as u64,
@@ -104,28 +109,22 @@ impl Archive {
     }
 
     pub(crate) fn dir(self, name: &str) -> Self {
-        self.entry(&Head::new(name, b'5'), b"")
+        self.node(Head::new(name, b'5'))
     }
 
     pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
-        self.entry(
-            &Head {
-                link: target.into(),
-                mode: 0o777,
-                ..Head::new(name, b'2')
-            },
-            b"",
-        )
+        self.node(Head {
+            link: target.into(),
+            mode: 0o777,
+            ..Head::new(name, b'2')
+        })
     }
 
     pub(crate) fn hard_link(self, name: &str, target: &str) -> Self {
-        self.entry(
-            &Head {
-                link: target.into(),
-                ..Head::new(name, b'1')
-            },
-            b"",
-        )
+        self.node(Head {
+            link: target.into(),
+            ..Head::new(name, b'1')
+        })
     }
 
     /// Adds an extended header for the next entry.

@@ -79,13 +79,10 @@ fn privileged_cve_2017_14992_windows_and_names_together_stay_below_128_mib() {
     let long = vec!["n".repeat(250); 15].join("/");
     for number in 0..20_000 {
         let link = format!("l{number}");
-        archive = archive.pax(&[("linkpath", long.as_bytes())]).entry(
-            &Head {
-                link: b"t".to_vec(),
-                ..Head::new(&link, b'1')
-            },
-            b"",
-        );
+        archive = archive.pax(&[("linkpath", long.as_bytes())]).node(Head {
+            link: b"t".to_vec(),
+            ..Head::new(&link, b'1')
+        });
     }
     let archive = archive.finish();
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();

@@ -111,13 +111,10 @@ fn privileged_an_image_with_everything_looks_as_umoci_unpacks_it() {
     }
     let long = format!("long/{}/{}", "d".repeat(120), "n".repeat(200));
     let base = Archive::new()
-        .entry(
-            &Head {
-                mode: 0o755,
-                ..Head::new("./", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o755,
+            ..Head::new("./", b'5')
+        })
         .dir("usr/")
         .dir("usr/bin/")
         .symlink("bin", "usr/bin")
@@ -132,38 +129,26 @@ fn privileged_an_image_with_everything_looks_as_umoci_unpacks_it() {
             b"su\n",
         )
         .hard_link("usr/bin/sg", "usr/bin/su")
-        .entry(
-            &Head {
-                mode: 0o1777,
-                ..Head::new("tmp", b'5')
-            },
-            b"",
-        )
-        .entry(
-            &Head {
-                device: (1, 3),
-                mode: 0o666,
-                ..Head::new("dev/null", b'3')
-            },
-            b"",
-        )
-        .entry(
-            &Head {
-                device: (7, 300),
-                mode: 0o660,
-                gid: 6,
-                ..Head::new("dev/loop", b'4')
-            },
-            b"",
-        )
-        .entry(
-            &Head {
-                mode: 0o600,
-                uid: 9,
-                ..Head::new("run/fifo", b'6')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o1777,
+            ..Head::new("tmp", b'5')
+        })
+        .node(Head {
+            device: (1, 3),
+            mode: 0o666,
+            ..Head::new("dev/null", b'3')
+        })
+        .node(Head {
+            device: (7, 300),
+            mode: 0o660,
+            gid: 6,
+            ..Head::new("dev/loop", b'4')
+        })
+        .node(Head {
+            mode: 0o600,
+            uid: 9,
+            ..Head::new("run/fifo", b'6')
+        })
         .pax(&[
             ("path", long.as_bytes()),
             ("mtime", b"1600000000.123456789"),
@@ -184,14 +169,11 @@ fn privileged_an_image_with_everything_looks_as_umoci_unpacks_it() {
         .file("opt/a/.wh..wh..opq", b"")
         .file("opt/a/new", b"4")
         .file("bin/through-the-link", b"5")
-        .entry(
-            &Head {
-                link: b"../usr".to_vec(),
-                uid: 4,
-                ..Head::new("etc/link", b'2')
-            },
-            b"",
-        )
+        .node(Head {
+            link: b"../usr".to_vec(),
+            uid: 4,
+            ..Head::new("etc/link", b'2')
+        })
         .finish();
     let top = Archive::new()
         .file(".wh.tmp", b"")
@@ -252,14 +234,11 @@ fn privileged_random_images_look_as_umoci_unpacks_them() {
                     1 => archive
                         .entry(&Head { kind: b'5', ..head }, b"")
                         .file(&format!("{path}/in"), b"i"),
-                    2 => archive.entry(
-                        &Head {
-                            kind: b'2',
-                            link: b"../q".to_vec(),
-                            ..head
-                        },
-                        b"",
-                    ),
+                    2 => archive.node(Head {
+                        kind: b'2',
+                        link: b"../q".to_vec(),
+                        ..head
+                    }),
                     3 => archive.entry(&Head { kind: b'6', ..head }, b""),
                     _ => {
                         let content = format!("{seed} {layer} {step}");

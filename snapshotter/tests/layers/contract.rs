@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use axil_snapshotter::{ChainId, Choice, ErrorClass, Roots, Store, StoreOptions, mount};
 
@@ -25,6 +25,28 @@ fn store_with(choice: Choice, root: &Path, archives: &[Vec<u8>]) -> (Store, Chai
     (again(choice, root), chain)
 }
 
+/// Such a store with [`image`] in a directory of its own.
+struct Place {
+    root: PathBuf,
+    store: Store,
+    chain: ChainId,
+    _tmp: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(choice: Choice) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("s");
+        let (store, chain) = store_with(choice, &root, &image());
+        Self {
+            root,
+            store,
+            chain,
+            _tmp: tmp,
+        }
+    }
+}
+
 fn again(choice: Choice, root: &Path) -> Store {
     let options = StoreOptions {
         snapshotter: choice,
@@ -45,14 +67,11 @@ fn with_mounted<T>(store: &Store, key: &str, look: impl FnOnce(&Path) -> T) -> T
 /// Layers in which everything meets everything.
 fn image() -> Vec<Vec<u8>> {
     let base = Archive::new()
-        .entry(
-            &Head {
-                mode: 0o751,
-                uid: 3,
-                ..Head::new("./", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o751,
+            uid: 3,
+            ..Head::new("./", b'5')
+        })
         .file("keep", b"1")
         .file("removed", b"2")
         .file("dir/below", b"3")
@@ -63,29 +82,20 @@ fn image() -> Vec<Vec<u8>> {
         .file("linked", b"8")
         .hard_link("linked-too", "linked")
         .symlink("link", "keep")
-        .entry(
-            &Head {
-                mode: 0o4755,
-                uid: 9,
-                gid: 8,
-                ..Head::new("su", b'0')
-            },
-            b"",
-        )
-        .entry(
-            &Head {
-                device: (1, 3),
-                ..Head::new("null", b'3')
-            },
-            b"",
-        )
-        .entry(
-            &Head {
-                mode: 0o600,
-                ..Head::new("fifo", b'6')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o4755,
+            uid: 9,
+            gid: 8,
+            ..Head::new("su", b'0')
+        })
+        .node(Head {
+            device: (1, 3),
+            ..Head::new("null", b'3')
+        })
+        .node(Head {
+            mode: 0o600,
+            ..Head::new("fifo", b'6')
+        })
         .pax(&[
             ("SCHILY.xattr.user.note", b"\0x"),
             ("SCHILY.xattr.trusted.note", b"y"),
@@ -103,14 +113,11 @@ fn image() -> Vec<Vec<u8>> {
         .file("dir-then-file", b"12")
         .file("removed", b"is back")
         .hard_link("second-name", "keep")
-        .entry(
-            &Head {
-                mode: 0o700,
-                uid: 5,
-                ..Head::new("dir", b'5')
-            },
-            b"",
-        );
+        .node(Head {
+            mode: 0o700,
+            uid: 5,
+            ..Head::new("dir", b'5')
+        });
     [base, middle, top].map(Archive::finish).to_vec()
 }
 
@@ -120,8 +127,9 @@ fn privileged_every_snapshotter_shows_the_same_image() {
         return;
     }
     let seen = ALL.map(|choice| {
-        let tmp = tempfile::tempdir().unwrap();
-        let (store, chain) = store_with(choice, &tmp.path().join("s"), &image());
+        let Place {
+            store, chain, _tmp, ..
+        } = Place::new(choice);
         store.prepare("c", Some(&chain)).unwrap();
         with_mounted(&store, "c", |root| {
             let times: Vec<_> = ["", "dir", "hidden", "file-then-dir"]
@@ -191,9 +199,12 @@ fn privileged_with_every_snapshotter_a_container_changes_itself_only() {
         return;
     }
     for choice in ALL {
-        let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path().join("s");
-        let (store, chain) = store_with(choice, &root, &image());
+        let Place {
+            root,
+            store,
+            chain,
+            _tmp,
+        } = Place::new(choice);
         for key in ["a", "b"] {
             store.prepare(key, Some(&chain)).unwrap();
         }
@@ -227,9 +238,12 @@ fn privileged_with_every_snapshotter_errors_leave_nothing() {
         return;
     }
     for choice in ALL {
-        let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path().join("s");
-        let (store, chain) = store_with(choice, &root, &image());
+        let Place {
+            root,
+            store,
+            chain,
+            _tmp,
+        } = Place::new(choice);
         let count = || fs::read_dir(root.join("snapshots")).unwrap().count();
         let before = count();
         store.prepare("c", Some(&chain)).unwrap();
@@ -255,9 +269,12 @@ fn privileged_a_container_of_one_snapshotter_mounts_under_another() {
     if !can_run() {
         return;
     }
-    let tmp = tempfile::tempdir().unwrap();
-    let root = tmp.path().join("s");
-    let (store, chain) = store_with(Choice::Overlayfs, &root, &image());
+    let Place {
+        root,
+        store,
+        chain,
+        _tmp,
+    } = Place::new(Choice::Overlayfs);
     store.prepare("overlaid", Some(&chain)).unwrap();
     drop(store);
     let store = again(Choice::Copy, &root);

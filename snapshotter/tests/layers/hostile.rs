@@ -59,13 +59,10 @@ fn privileged_cve_2014_6407_cve_2019_10152_cve_2025_11395_writes_through_links_s
             archive
                 .file("d/f", b"through")
                 .hard_link("d/h", "d/f")
-                .entry(
-                    &Head {
-                        device: (1, 3),
-                        ..Head::new("d/n", b'3')
-                    },
-                    b"",
-                )
+                .node(Head {
+                    device: (1, 3),
+                    ..Head::new("d/n", b'3')
+                })
                 .dir("d/sub")
                 .symlink("d/s", "x")
         };
@@ -173,7 +170,7 @@ fn privileged_cve_2025_62518_rustsec_2026_0068_conflicting_sizes_are_refused() {
         // PAX says the content is the smuggled entry, ustar says there is none, and the reverse.
         Archive::new()
             .pax(&[("size", smuggled.len().to_string().as_bytes())])
-            .entry(&Head::new("f", b'0'), b"")
+            .node(Head::new("f", b'0'))
             .raw(&smuggled),
         Archive::new().pax(&[("size", b"0")]).entry(
             &Head {
@@ -198,13 +195,10 @@ fn privileged_cve_2025_62518_rustsec_2026_0068_conflicting_sizes_are_refused() {
             },
             &smuggled,
         ),
-        Archive::new().pax(&[("size", b"512")]).entry(
-            &Head {
-                link: b"x".to_vec(),
-                ..Head::new("s", b'2')
-            },
-            b"",
-        ),
+        Archive::new().pax(&[("size", b"512")]).node(Head {
+            link: b"x".to_vec(),
+            ..Head::new("s", b'2')
+        }),
     ];
     for archive in cases {
         let (error, _) = refused(&archive.finish(), Limits::default());

@@ -28,14 +28,11 @@ fn privileged_implied_directories_take_after_the_layer_below() {
     let below = Archive::new()
         .pax(&[("SCHILY.xattr.user.note", b"below")])
         .entry(&described, b"")
-        .entry(
-            &Head {
-                mode: 0o700,
-                uid: 5,
-                ..Head::new("./", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o700,
+            uid: 5,
+            ..Head::new("./", b'5')
+        })
         .finish();
     let middle = Archive::new().file("unrelated", b"").finish();
     let above = Archive::new()
@@ -118,14 +115,11 @@ fn privileged_entries_go_through_symbolic_links_of_lower_layers() {
     let world = World::new();
     let below = Archive::new()
         .dir("usr")
-        .entry(
-            &Head {
-                mode: 0o711,
-                uid: 9,
-                ..Head::new("usr/bin", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o711,
+            uid: 9,
+            ..Head::new("usr/bin", b'5')
+        })
         .file("usr/bin/sh", b"sh")
         .symlink("bin", "usr/bin")
         .symlink("loop", "/bin")
@@ -212,14 +206,11 @@ fn privileged_times_and_modes_of_directories_hold_after_their_content() {
     }
     let world = World::new();
     let archive = Archive::new()
-        .entry(
-            &Head {
-                mode: 0o555,
-                mtime: 1000,
-                ..Head::new("d", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o555,
+            mtime: 1000,
+            ..Head::new("d", b'5')
+        })
         .file("d/f", b"x")
         .pax(&[("mtime", b"-1.25")])
         .dir("d/e")

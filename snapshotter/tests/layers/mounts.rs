@@ -15,14 +15,11 @@ fn privileged_a_container_writes_without_changing_the_image() {
     }
     let world = World::new();
     let archive = Archive::new()
-        .entry(
-            &Head {
-                mode: 0o750,
-                uid: 42,
-                ..Head::new("./", b'5')
-            },
-            b"",
-        )
+        .node(Head {
+            mode: 0o750,
+            uid: 42,
+            ..Head::new("./", b'5')
+        })
         .file("f", b"image")
         .finish();
     let top = world.pull(&[archive]).unwrap();

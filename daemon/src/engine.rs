@@ -18,6 +18,7 @@ pub mod remove_container;
 pub mod remove_pod_sandbox;
 pub mod reopen_container_log;
 pub mod run_pod_sandbox;
+mod share_layers;
 pub mod spawn;
 pub mod start_container;
 pub mod steps;

@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod gc;
 pub mod layer;
 pub mod mount;
+pub mod share;
 pub mod snapshot;
 pub mod snapshotter;
 pub mod worker;

@@ -109,6 +109,8 @@ pub(crate) struct Index {
     /// Layers that are out of use and wait for their removal: garbage collection could not remove them
     /// completely, or they are damaged and a container is still on them.
     pub(crate) doomed: Vec<LayerRecord>,
+    /// Layers that were completely checked since the store was opened, and held (`share.rs`).
+    pub(crate) proven: HashSet<SnapshotId>,
     /// Directories that this process is making and that have no record yet.
     pub(crate) making: BTreeMap<SnapshotId, Arc<Growing>>,
     /// Archives of images on their way in.

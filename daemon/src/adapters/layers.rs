@@ -269,6 +269,26 @@ impl Layers for LayerStore {
         .await
     }
 
+    fn is_proven(&self, chain: &ChainId, blob: &Digest) -> bool {
+        self.store.is_proven(chain, blob)
+    }
+
+    async fn prove(&self, chain: &ChainId) -> Answer<bool> {
+        let (store, chain) = (Arc::clone(&self.store), chain.clone());
+        blocking("check a layer", move || {
+            store.prove_layer(&chain).map_err(failed)
+        })
+        .await
+    }
+
+    async fn condemn_stacks(&self, chain: &ChainId) -> Answer<Vec<ChainId>> {
+        let (store, chain) = (Arc::clone(&self.store), chain.clone());
+        blocking("condemn layers", move || {
+            store.condemn_stacks(&chain).map_err(failed)
+        })
+        .await
+    }
+
     async fn strays(&self) -> Answer<Vec<DamagedRecord>> {
         let store = Arc::clone(&self.store);
         blocking("look for strays", move || {

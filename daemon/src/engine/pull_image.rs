@@ -7,6 +7,7 @@ use axil_snapshotter::{ChainId, Digest, Roots, StagedLayer};
 use tokio::task::JoinSet;
 
 use super::images::Images;
+use super::share_layers::share_layers;
 use super::steps::Steps;
 use super::{lock, spawn};
 use crate::domain::failure::{Class, Failure, chain};
@@ -99,6 +100,9 @@ pub(super) async fn take_in(
     };
     let lease = images.layers.lease(roots);
     let claim = images.layers.claim(&chains).await;
+    steps
+        .run("shared layers", share_layers(images, &manifest, &chains))
+        .await?;
 
     let jobs = layer_jobs(images, &manifest, &config, &chains);
     let (staged, bytes) = steps

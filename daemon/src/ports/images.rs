@@ -176,6 +176,12 @@ pub trait Layers: Send + Sync {
     async fn check_blob(&self, digest: &Digest) -> Answer<Option<String>>;
     /// Checks a layer.
     async fn check_layer(&self, chain: &ChainId, depth: Depth) -> Answer<LayerCheck>;
+    /// Whether an image that names this blob for a layer may have the layer, without a look at it.
+    fn is_proven(&self, chain: &ChainId, blob: &Digest) -> bool;
+    /// Checks a layer completely, so that images may have it that name another blob; answers whether it holds.
+    async fn prove(&self, chain: &ChainId) -> Answer<bool>;
+    /// Takes a layer and every layer on it out of use; answers which were.
+    async fn condemn_stacks(&self, chain: &ChainId) -> Answer<Vec<ChainId>>;
     /// What cannot be used, and what belongs to nothing.
     async fn strays(&self) -> Answer<Vec<DamagedRecord>>;
     /// Deletes one of those.

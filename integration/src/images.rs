@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use layer::{Compression, Entry, Layer};
+pub use layer::{Compression, Entry, Layer, Packed};
 
 /// Media type of an OCI image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -47,6 +47,13 @@ impl Image {
     /// # Errors
     /// When a file an entry names cannot be read.
     pub fn build(config: &Value, layers: &[Layer]) -> Result<Self> {
+        let packed: Result<Vec<_>> = layers.iter().map(Layer::pack).collect();
+        Ok(Self::of(config, packed?))
+    }
+
+    /// Builds an image of layers that are packed already.
+    #[must_use]
+    pub fn of(config: &Value, layers: Vec<Packed>) -> Self {
         let mut image = Self {
             manifest: String::new(),
             config: String::new(),
@@ -55,8 +62,7 @@ impl Image {
         };
         let mut diff_ids = Vec::new();
         let mut descriptors = Vec::new();
-        for layer in layers {
-            let packed = layer.pack()?;
+        for packed in layers {
             diff_ids.push(packed.diff_id);
             let descriptor = image.add(packed.media_type, packed.bytes);
             image.layers.push(text(&descriptor["digest"]));
@@ -78,7 +84,20 @@ impl Image {
             "layers": descriptors,
         });
         image.manifest = text(&image.add(MANIFEST, document.to_string().into_bytes())["digest"]);
-        Ok(image)
+        image
+    }
+
+    /// The same image with annotations on its manifest.
+    ///
+    /// # Panics
+    /// When the manifest is not one that [`Image::of`] made.
+    #[must_use]
+    pub fn annotated(mut self, annotations: &Value) -> Self {
+        let (_, bytes) = self.blobs.remove(&self.manifest).expect("it has one");
+        let mut document: Value = serde_json::from_slice(&bytes).expect("it is JSON");
+        document["annotations"] = annotations.clone();
+        self.manifest = text(&self.add(MANIFEST, document.to_string().into_bytes())["digest"]);
+        self
     }
 
     fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {

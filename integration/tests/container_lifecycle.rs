@@ -4,10 +4,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use axil_integration::build::ContainerBuilder;
+use axil_integration::children;
 use axil_integration::images::busybox;
 use axil_integration::lab::Lab;
 use axil_integration::leakcheck;
-use axil_proto::cri::{ContainerFilter, ContainerState, ContainerStateValue};
+use axil_proto::cri::{ContainerFilter, ContainerState, ContainerStateValue, PodSandboxState};
 use tonic::Code;
 
 #[test]
@@ -326,6 +327,51 @@ fn privileged_out_of_memory_is_told() {
         (status.exit_code, status.reason.as_str()),
         (137, "OOMKilled")
     );
+    lab.close(node);
+}
+
+/// Who reports the death of one container is neither charged for it nor next in line.
+#[test]
+fn privileged_cve_2019_14891_out_of_memory_ends_the_container_and_not_its_shim() {
+    let Some(lab) = Lab::open() else { return };
+    let (node, image) = lab.node_with_busybox();
+    let pod = node.up(&lab.pod("mixed")).unwrap();
+    let calm = ContainerBuilder::new("calm", &image).shell("sleep 300");
+    let calm = node.run_in(&pod, &calm).unwrap();
+    let shims = || {
+        let all = children::abandoned().into_iter();
+        let shims = all.filter(|process| process.command.contains("containerd-shim-axil-v1"));
+        shims.map(|process| process.pid).collect::<Vec<_>>()
+    };
+    let before = shims();
+    let &[shim] = &before[..] else {
+        panic!("{before:?}")
+    };
+    let hungry = ContainerBuilder::new("hungry", &image)
+        .shell("echo begun; sleep 2; x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done")
+        .limits(|limits| {
+            limits.memory_limit_in_bytes = 24 << 20;
+            limits.oom_score_adj = 500;
+        });
+    let hungry = node.run_in(&pod, &hungry).unwrap();
+    let read = |name: &str| fs::read_to_string(format!("/proc/{shim}/{name}")).unwrap();
+    let cgroups = read("cgroup");
+    assert!(!cgroups.contains(&hungry), "{cgroups}");
+    assert!(!cgroups.contains(&calm), "{cgroups}");
+    let score: i32 = read("oom_score_adj").trim().parse().unwrap();
+    assert!(score < 500, "{score}");
+    let status = node.exit_of(&hungry);
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+    assert_eq!(shims(), before);
+    assert_eq!(
+        node.pod_status(&pod.id).unwrap().state(),
+        PodSandboxState::SandboxReady
+    );
+    assert_eq!(node.sh(&calm, "echo here"), "here");
+    assert!(node.log_of(&pod, "hungry").contains("begun"));
     lab.close(node);
 }
 

@@ -63,6 +63,10 @@ fuzz-of package target *args:
 bench-runtime *args:
     cargo run -p axil-integration --bin bench-runtime -- {{args}}
 
+# Measures pulls by axild against Debian's containerd, in turns on one image; needs root.
+bench-images *args:
+    cargo run --release -p axil-integration --bin bench-images -- {{args}}
+
 # The attacks on runc-lite that are races, for as long as --seconds says; needs root.
 attack *args:
     cargo run -p runc-lite --example attack-loops -- {{args}}

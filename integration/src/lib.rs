@@ -17,6 +17,7 @@ pub mod hostile;
 pub mod hostile_image;
 pub mod hosts;
 pub mod http;
+pub mod image_bench;
 pub mod images;
 pub mod isolate;
 pub mod lab;

@@ -236,7 +236,7 @@ pub struct LayerIngest {
 }
 
 /// An unpacked layer nobody can see yet. Dropping it removes its files; the compressed bytes stay
-/// for another attempt until the layer is committed.
+/// for another attempt until the commit of the layer begins to write to disk.
 #[derive(Debug)]
 pub struct StagedLayer {
     lease: LayerLease,
@@ -422,6 +422,11 @@ impl Store {
             })?;
             records.push((prepared, record));
         }
+        // Order: before the sync, which would write them to disk for nothing. From here on only a failing disk
+        // or a kill in the middle of the sync makes them missed, and then the layers are fetched again.
+        for layer in &staged {
+            ingest::discard(&self.shared.ingest, &layer.partial)?;
+        }
         // Order: all data first, then the names, then the directories that hold the names.
         self.shared.sync_all().map_err(failed("sync"))?;
         self.publish_blobs(blobs)?;
@@ -440,12 +445,9 @@ impl Store {
         if !recorded.is_empty() {
             sync_dir(&self.shared.meta).map_err(failed("sync directory"))?;
         }
-        for (layer, record) in recorded {
-            self.shared
-                .index()
-                .layers
-                .insert(record.chain.clone(), record);
-            ingest::discard(&self.shared.ingest, &layer.partial)?;
+        for (_layer, record) in recorded {
+            let mut index = self.shared.index();
+            index.layers.insert(record.chain.clone(), record);
         }
         outcome
     }

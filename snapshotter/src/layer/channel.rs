@@ -57,11 +57,9 @@ pub(crate) fn border() -> (ChunkSender, ChunkReceiver) {
 }
 
 impl ChunkSender {
-    /// Returns an empty buffer with room for one chunk.
+    /// Returns a buffer to fill; what it holds is of no interest.
     pub(crate) fn buffer(&self) -> Vec<u8> {
-        let mut buffer = self.empties.try_recv().unwrap_or_default();
-        buffer.clear();
-        buffer
+        self.empties.try_recv().unwrap_or_default()
     }
 
     /// Returns a used buffer that came back, if there is one.
@@ -142,9 +140,11 @@ impl Read for ChunkReceiver {
     }
 }
 
-/// Reads until the buffer holds `target` bytes or the source ends; returns whether it ended.
+/// Reads into a buffer, from its start, until it holds `target` bytes or the source ends; returns whether it
+/// ended.
 pub(crate) fn fill(source: &mut dyn Read, buffer: &mut Vec<u8>, target: usize) -> io::Result<bool> {
-    let mut filled = buffer.len();
+    let mut filled = 0;
+    // A used buffer has its length already, and nothing is written twice.
     buffer.resize(target, 0);
     let outcome = loop {
         if filled == target {

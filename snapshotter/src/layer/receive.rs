@@ -15,7 +15,7 @@ const RECEIVE: usize = 64 * 1024;
 
 /// Where received bytes go.
 pub(crate) trait Sink {
-    /// Returns an empty buffer to fill.
+    /// Returns a buffer to fill; what it holds is of no interest.
     fn buffer(&mut self) -> Vec<u8>;
 
     /// Takes a filled buffer, waiting while the next stage is behind.

@@ -3,8 +3,8 @@
 use std::io::{self, BufReader};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -21,6 +21,9 @@ use crate::layer::pipeline::{self, Outcome, Recipe};
 
 /// Memory besides what a layer's limits account for: stacks and buffers of three threads.
 const MEMORY: u64 = 96 << 20;
+
+/// Inflated bytes from one report to the next: each wakes a thread of the other process.
+const STEP: u64 = 1 << 20;
 
 /// Tells whether this program was started to be the unpack process.
 #[must_use]
@@ -98,9 +101,14 @@ fn work(recipe: &Recipe, inside: OwnedFd, teller: &Teller) -> Result<Outcome, La
         crate::error::PathError::new("read", "the pipe of the unpack process", source)
     })?;
     let input = BufReader::with_capacity(CHUNK, std::fs::File::from(input));
+    let told = AtomicU64::new(0);
     let progress = |total| {
-        // Ignored: when nobody listens any more the process is about to be killed.
-        let _ = teller.tell(&Report::Inflated(total), None);
+        // Only one thread comes here.
+        if total - told.load(Ordering::Relaxed) >= STEP {
+            told.store(total, Ordering::Relaxed);
+            // Ignored: when nobody listens any more the process is about to be killed.
+            let _ = teller.tell(&Report::Inflated(total), None);
+        }
     };
     pipeline::run(
         recipe,

@@ -404,7 +404,7 @@ impl Sink for PipeSink<'_> {
         std::mem::take(&mut self.spare)
     }
 
-    fn send(&mut self, mut bytes: Vec<u8>) -> Result<(), Stopped> {
+    fn send(&mut self, bytes: Vec<u8>) -> Result<(), Stopped> {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             match rustix::io::write(&self.pipe, rest) {
@@ -415,7 +415,6 @@ impl Sink for PipeSink<'_> {
                 Err(_) => return Err(Stopped),
             }
         }
-        bytes.clear();
         self.spare = bytes;
         Ok(())
     }

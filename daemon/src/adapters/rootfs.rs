@@ -210,6 +210,8 @@ fn release(store: &Store, id: &ContainerId, bundle: &Path) -> Answer<()> {
 fn read_inside(rootfs: &Path, name: &str) -> Answer<Option<Vec<u8>>> {
     use rustix::io::Errno;
     let failed = |errno: Errno| Failure::io(format!("read {name} of the image"), &errno.into());
+    let refuse =
+        |why: &str| Failure::new(Class::InvalidArgument, format!("{name} of the image {why}"));
     let root = openat(
         CWD,
         rootfs,
@@ -222,10 +224,10 @@ fn read_inside(rootfs: &Path, name: &str) -> Answer<Option<Vec<u8>>> {
     let handle = match openat2(&root, name, path_only, Mode::empty(), resolve) {
         Ok(handle) => handle,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        // A loop of links is the image's fault, not this machine's.
+        Err(Errno::LOOP) => return Err(refuse("leads through too many links")),
         Err(errno) => return Err(failed(errno)),
     };
-    let refuse =
-        |why: &str| Failure::new(Class::InvalidArgument, format!("{name} of the image {why}"));
     let stat = fstat(&handle).map_err(failed)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(refuse("is not a regular file"));
@@ -264,6 +266,9 @@ mod tests {
         assert_eq!(read_inside(&root, "etc/passwd").unwrap(), None);
         fs::write(root.join("secret"), "image").unwrap();
         assert_eq!(read_inside(&root, "etc/passwd").unwrap().unwrap(), b"image");
+        symlink("group", root.join("etc/group")).unwrap();
+        let error = read_inside(&root, "etc/group").unwrap_err();
+        assert_eq!(error.class, Class::InvalidArgument, "{error}");
     }
 
     #[test]

@@ -401,8 +401,13 @@ impl Store {
     ) -> Result<(), LayerError> {
         let stacks = self.stacks_below(&staged)?;
         let mut staged = staged;
-        for (layer, below) in staged.iter_mut().zip(stacks) {
-            layer.settle(below)?;
+        let mut settling = staged.iter_mut().zip(stacks);
+        if let Err(error) = settling.try_for_each(|(layer, below)| layer.settle(below)) {
+            // Layers that do not fit together never will.
+            if error.class() == ErrorClass::InvalidArgument {
+                self.discard_received(&staged)?;
+            }
+            return Err(error);
         }
         let mut blobs = Vec::new();
         for (digest, bytes) in documents {
@@ -424,9 +429,7 @@ impl Store {
         }
         // Order: before the sync, which would write them to disk for nothing. From here on only a failing disk
         // or a kill in the middle of the sync makes them missed, and then the layers are fetched again.
-        for layer in &staged {
-            ingest::discard(&self.shared.ingest, &layer.partial)?;
-        }
+        self.discard_received(&staged)?;
         // Order: all data first, then the names, then the directories that hold the names.
         self.shared.sync_all().map_err(failed("sync"))?;
         self.publish_blobs(blobs)?;
@@ -450,6 +453,12 @@ impl Store {
             index.layers.insert(record.chain.clone(), record);
         }
         outcome
+    }
+
+    /// Deletes the compressed bytes of unpacked layers.
+    fn discard_received(&self, staged: &[StagedLayer]) -> Result<(), PathError> {
+        let mut received = staged.iter().map(|layer| &layer.partial);
+        received.try_for_each(|name| ingest::discard(&self.shared.ingest, name))
     }
 
     /// Returns for each layer the directories below it, top first.

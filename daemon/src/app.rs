@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::adapters::cgroups::CgroupTree;
 use crate::adapters::durable::make_private_dir;
 use crate::adapters::layers::LayerStore;
+use crate::adapters::meter::KernelMeter;
 use crate::adapters::namespaces::{Pins, trial_user_namespace};
 use crate::adapters::network::CniNetwork;
 use crate::adapters::pod_files::RunFiles;
@@ -48,6 +49,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long writable layers are left alone between two measurements: what containerd's collector waits.
 const MEASURE: Duration = Duration::from_secs(10);
+
+/// How often CPU time is noted, so that a rate is known when somebody asks: as often as the kubelet asks.
+const SAMPLE: Duration = Duration::from_secs(10);
 
 /// How often the built-in network's rules are looked at.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
@@ -81,6 +85,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
 
     spawn("network watch", watch_network(engine.clone()));
+    spawn("sample CPU time", sample_usage(engine.clone()));
     spawn(
         "measure writable layers",
         watch_containers(Arc::clone(&engine.images)),
@@ -133,6 +138,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal, "stopping; pods keep running");
+    // Order: streams that never end by themselves would hold up the end of the server.
+    shared.events.close();
     let _closed = stop.send(());
     // What does not end by itself is cut: being killed at any instruction is an ordinary end.
     if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
@@ -148,6 +155,14 @@ async fn watch_containers(images: Arc<Images>) {
             tracing::warn!(error = %failure, "writable layers could not be measured");
         }
         tokio::time::sleep(MEASURE).await;
+    }
+}
+
+/// Notes the CPU time of pods and containers from time to time.
+async fn sample_usage(engine: Engine) {
+    loop {
+        engine.sample_usage().await;
+        tokio::time::sleep(SAMPLE).await;
     }
 }
 
@@ -205,14 +220,17 @@ fn build(
         rootfs: Arc::new(OverlayRootfs::new(Arc::clone(&store), maps_ids)),
         shims: Arc::new(shims),
         cgroups: Arc::new(CgroupTree::open(&config.cgroups.parent)?),
+        meter: Arc::new(KernelMeter::open(&config.root.join("snapshots"))?),
     };
     let shared = Arc::new(Shared {
         ports,
         views: crate::engine::views::Views::default(),
+        events: crate::engine::events::Events::default(),
         host,
         sandbox_binary: binaries.sandbox,
         metrics: Arc::clone(metrics),
         bounds: Bounds::default(),
+        pod_cidr: std::sync::Mutex::default(),
         index: std::sync::Mutex::default(),
     });
     let images = images_over(config, store, records, metrics)?;

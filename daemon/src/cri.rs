@@ -1,5 +1,6 @@
 //! The CRI services: each method converts, calls the engine, and converts back.
 
+mod chunks;
 pub mod convert;
 mod deadline;
 mod image_service;

@@ -10,3 +10,4 @@ pub mod image;
 pub mod pod;
 pub mod resources;
 pub mod timeline;
+pub mod usage;

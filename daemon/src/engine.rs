@@ -4,12 +4,14 @@
 //! Queries read views and never wait for a driver.
 
 pub mod create_container;
+pub mod events;
 pub mod exec_sync;
 pub mod export_image;
 pub mod fsck;
 pub mod images;
 pub mod import_image;
 pub mod pod_driver;
+pub mod pod_metrics;
 pub mod pods;
 pub mod pull_image;
 pub mod queries;
@@ -21,9 +23,13 @@ pub mod run_pod_sandbox;
 mod share_layers;
 pub mod spawn;
 pub mod start_container;
+pub mod stats;
 pub mod steps;
 pub mod stop_container;
 pub mod stop_pod_sandbox;
+pub mod update_container_resources;
+pub mod update_pod_sandbox_resources;
+pub mod update_runtime_config;
 pub mod views;
 
 use std::sync::{Arc, Mutex};
@@ -31,6 +37,7 @@ use std::time::Duration;
 
 use crate::domain::container::oci::HostFacts;
 use crate::metrics::Metrics;
+use crate::ports::meter::Meter;
 use crate::ports::{Cgroups, Namespaces, Network, PodFiles, Records, Rootfs, Shims};
 
 /// The outside world, as the engine sees it.
@@ -50,6 +57,8 @@ pub struct Ports {
     pub shims: Arc<dyn Shims>,
     /// cgroups that axil makes.
     pub cgroups: Arc<dyn Cgroups>,
+    /// What pods and containers use.
+    pub meter: Arc<dyn Meter>,
 }
 
 /// Bounds of the engine's own waits.
@@ -83,6 +92,8 @@ pub struct Shared {
     pub ports: Ports,
     /// What queries read.
     pub views: views::Views,
+    /// Who listens to what happens.
+    pub events: events::Events,
     /// What the machine can do.
     pub host: HostFacts,
     /// The bundled runtime's binary, which is also the sandbox process.
@@ -91,6 +102,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Bounds of waits.
     pub bounds: Bounds,
+    /// The pod addresses the kubelet told last.
+    pub(crate) pod_cidr: Mutex<String>,
     /// Which pods there are, by id and by name.
     pub(crate) index: Mutex<pods::Index>,
 }

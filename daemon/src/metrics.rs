@@ -65,6 +65,7 @@ pub struct Metrics {
     pulls: Family<ResultLabel, Counter>,
     pulls_in_flight: Gauge,
     pulled_bytes: Counter,
+    listeners_cut: Counter,
 }
 
 /// Counts a pull as in flight until it is dropped.
@@ -117,6 +118,12 @@ impl Default for Metrics {
             Unit::Bytes,
             pulled_bytes.clone(),
         );
+        let listeners_cut = Counter::default();
+        registry.register(
+            "event_listeners_cut",
+            "Clients of container events that did not read and were let go of",
+            listeners_cut.clone(),
+        );
         Self {
             registry,
             calls,
@@ -126,6 +133,7 @@ impl Default for Metrics {
             pulls,
             pulls_in_flight,
             pulled_bytes,
+            listeners_cut,
         }
     }
 }
@@ -151,6 +159,11 @@ impl Metrics {
         let result = if succeeded { "success" } else { "failure" };
         self.pulls.get_or_create(&ResultLabel { result }).inc();
         self.pulled_bytes.inc_by(bytes);
+    }
+
+    /// Counts a listener of events that was let go of.
+    pub fn listener_cut(&self) {
+        self.listeners_cut.inc();
     }
 
     /// Everything, in Prometheus' text format; states are counted from the views now.

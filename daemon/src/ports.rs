@@ -4,6 +4,7 @@
 //! release is idempotent, and a failure says what was attempted and on what.
 
 pub mod images;
+pub mod meter;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -238,6 +239,8 @@ pub trait Shim: Send + Sync {
     async fn state(&self, container: &ContainerId) -> Answer<TaskState>;
     /// Adds a process to a running task.
     async fn exec(&self, plan: &ExecPlan) -> Answer<()>;
+    /// Changes limits of a task to those of an OCI resources document; all of them or none.
+    async fn update(&self, container: &ContainerId, resources: Vec<u8>) -> Answer<()>;
     /// Opens the log file again at its path.
     async fn reopen_log(&self, container: &ContainerId) -> Answer<()>;
 }
@@ -294,11 +297,15 @@ pub enum TaskState {
     Missing,
 }
 
-/// Removes cgroups that axil itself made as parents.
+/// Names cgroups, and removes those that axil itself made as parents.
 #[async_trait]
 pub trait Cgroups: Send + Sync {
     /// The cgroup path of a container of this pod.
     fn container_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String;
+    /// Sets `oom_score_adj`, -1000 to 1000, of every process at or below a cgroup.
+    async fn set_oom_score_adj(&self, path: &str, score: i64) -> Answer<()>;
+    /// The cgroup path around the containers of this pod.
+    fn pod_path(&self, pod: &PodId, spec: &PodSpec) -> String;
     /// Kills what is left in the pod's cgroups and removes the ones axil made; none is success.
     async fn remove(&self, pod: &PodId, spec: &PodSpec, containers: &[ContainerId]) -> Answer<()>;
 }

@@ -1,5 +1,7 @@
 //! A thin typed client of the CRI socket: one method per call, each with a deadline, none async.
 
+mod observe;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::path::Path;

@@ -19,6 +19,7 @@ use crate::guard::{self, Need};
 use crate::hosts::HostsDir;
 use crate::images::busybox;
 use crate::isolate::isolate;
+use crate::kernel::Cgroup;
 use crate::leakcheck::{self, Snapshot};
 use crate::node::{Node, NodeOptions};
 use crate::registry::{Registry, RegistryOptions};
@@ -183,6 +184,12 @@ impl Lab {
         let logs = self.dir().join("logs").join(name);
         fs::create_dir_all(&logs).unwrap_or_else(|e| panic!("create {}: {e}", logs.display()));
         PodBuilder::new(name, &logs.to_string_lossy())
+    }
+
+    /// The cgroup of a container in a pod that was given no cgroup parent, past the daemon.
+    #[must_use]
+    pub fn cgroup_of(&self, pod: &str, container: &str) -> Cgroup {
+        Cgroup(format!("{}/{pod}/{container}", self.ground.cgroup()))
     }
 
     /// A path below the lab that nothing uses yet.

@@ -20,6 +20,7 @@ pub mod http;
 pub mod image_bench;
 pub mod images;
 pub mod isolate;
+pub mod kernel;
 pub mod lab;
 pub mod leakcheck;
 pub mod memory;

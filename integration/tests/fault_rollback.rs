@@ -6,9 +6,16 @@ use axil_integration::build::ContainerBuilder;
 use axil_integration::children;
 use axil_integration::cri::Answer;
 use axil_integration::eventually::eventually;
+use axil_integration::kernel::Place;
 use axil_integration::lab::Lab;
 use axil_integration::node::{Node, Pod};
-use axil_proto::cri::ContainerState;
+use axil_proto::cri::{ContainerState, LinuxContainerResources};
+
+const QUOTA: Place = Place {
+    controller: "cpu",
+    v1: ("cpu.cfs_quota_us", None),
+    v2: ("cpu.max", None),
+};
 
 /// The steps of one verb, as the daemon lists them.
 fn steps(lab: &Lab, verb: &str) -> Vec<String> {
@@ -57,6 +64,15 @@ impl Stage {
             .shell("echo up; trap 'exit 0' TERM; while :; do sleep 0.1; done")
     }
 
+    fn change() -> LinuxContainerResources {
+        LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 30_000,
+            oom_score_adj: 300,
+            ..LinuxContainerResources::default()
+        }
+    }
+
     /// The call under test; made again it is the kubelet's identical retry.
     fn act(&self, lab: &Lab, node: &Node, verb: &str) -> Answer<()> {
         let pod = self.pod.as_ref();
@@ -70,6 +86,7 @@ impl Stage {
             "StopPodSandbox" => node.stop_pod(&pod.unwrap().id),
             "RemovePodSandbox" => node.remove_pod(&pod.unwrap().id),
             "RemoveContainer" => node.remove(id),
+            "UpdateContainerResources" => node.update(id, Self::change()),
             "PullImage" => node.pull(&self.image).map(drop),
             other => panic!("no act for {other}"),
         }
@@ -132,6 +149,17 @@ fn assert_undone(lab: &Lab, node: &Node, verb: &str, fault: &str) {
                 "{fault}: {mounts:?}"
             );
         }
+        "UpdateContainerResources" => {
+            let containers = node.containers(None).unwrap();
+            let status = node.container_status(&containers[0].id).unwrap();
+            let resources = status.resources.unwrap().linux.unwrap();
+            assert_eq!(resources, LinuxContainerResources::default(), "{fault}");
+            let score = node.sh(&containers[0].id, "cat /proc/1/oom_score_adj");
+            assert_eq!(score, "0", "{fault}");
+            let cgroup = lab.cgroup_of(&containers[0].pod_sandbox_id, &containers[0].id);
+            // Unlimited is no number.
+            assert_eq!(cgroup.number(QUOTA), None, "{fault}");
+        }
         // The record is what makes an image: after it was written the image is whole.
         "PullImage" if fault == "PullImage/record=error-after" => {}
         "PullImage" => assert_eq!(node.list_images().unwrap(), [], "{fault}"),
@@ -157,6 +185,11 @@ fn retry(lab: &Lab, node: &Node, stage: &Stage, verb: &str, fault: &str) {
         }
         "RemovePodSandbox" => assert_eq!((pods.len(), containers.len()), (0, 0), "{fault}"),
         "RemoveContainer" => assert_eq!(containers, [], "{fault}"),
+        "UpdateContainerResources" => {
+            let status = node.container_status(&containers[0].id).unwrap();
+            let resources = status.resources.unwrap().linux.unwrap();
+            assert_eq!(resources, Stage::change(), "{fault}");
+        }
         _ => {}
     }
 }
@@ -223,4 +256,6 @@ faults! {
         privileged_remove_pod_dies, privileged_remove_pod_dies_after;
     "RemoveContainer": privileged_remove_fails, privileged_remove_fails_after,
         privileged_remove_dies, privileged_remove_dies_after;
+    "UpdateContainerResources": privileged_update_fails, privileged_update_fails_after,
+        privileged_update_dies, privileged_update_dies_after;
 }

@@ -306,6 +306,9 @@ fn every_verb_that_changes_something_has_its_file() {
         "exec_sync",
         "reopen_container_log",
         "pull_image",
+        "update_container_resources",
+        "update_pod_sandbox_resources",
+        "update_runtime_config",
     ];
     let missing = verbs.iter().filter(|verb| {
         !workspace()

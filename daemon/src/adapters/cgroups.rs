@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,6 +14,8 @@ use axil_proto::ids::{ContainerId, PodId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::meter::Hierarchies;
+use super::oom_score;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::pod::spec::PodSpec;
 use crate::engine::spawn::blocking;
@@ -28,6 +31,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone)]
 pub struct CgroupTree {
     mounts: Vec<PathBuf>,
+    hierarchies: Arc<Hierarchies>,
     parent: String,
 }
 
@@ -41,6 +45,7 @@ impl CgroupTree {
             .map_err(|error| Failure::io("read /proc/self/mountinfo", &error))?;
         Ok(Self {
             mounts: cgroup_mounts(&table),
+            hierarchies: Arc::new(Hierarchies::open()?),
             parent: parent.to_owned(),
         })
     }
@@ -65,6 +70,18 @@ impl CgroupTree {
 impl Cgroups for CgroupTree {
     fn container_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String {
         format!("{}/{container}", self.pod_parent(pod, spec))
+    }
+
+    async fn set_oom_score_adj(&self, path: &str, score: i64) -> Answer<()> {
+        let (hierarchies, path) = (Arc::clone(&self.hierarchies), path.to_owned());
+        blocking("set oom_score_adj", move || {
+            oom_score::set(&hierarchies, &path, score)
+        })
+        .await
+    }
+
+    fn pod_path(&self, pod: &PodId, spec: &PodSpec) -> String {
+        self.pod_parent(pod, spec)
     }
 
     async fn remove(&self, pod: &PodId, spec: &PodSpec, containers: &[ContainerId]) -> Answer<()> {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
+use axil_proto::ids::ContainerId;
 use axil_snapshotter::{
     ChainId, Compression, DamagedRecord, Depth, Digest, ErrorClass, LayerArchive, LayerCheck,
     LayerRequest, Lease, Limits, Roots, SpoolLimits, StagedLayer, Store, Usage,
@@ -14,11 +16,12 @@ use tokio::sync::mpsc;
 use super::archive;
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::image::media::Compression as MediaCompression;
+use crate::domain::usage::LayerUsage;
 use crate::engine::lock;
 use crate::engine::spawn::blocking;
 use crate::pieces::{PieceReader, WAITING};
-use crate::ports::Answer;
 use crate::ports::images::{ArchivedImage, LayerJob, Layers, RemoteImage};
+use crate::ports::{Answer, unix_nanos};
 
 /// Largest document kept as a blob, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -29,6 +32,8 @@ pub struct LayerStore {
     store: Arc<Store>,
     limits: Limits,
     claims: Mutex<BTreeMap<ChainId, Weak<tokio::sync::Mutex<()>>>>,
+    /// When writable layers were measured last, nanoseconds since the epoch.
+    measured_at: Arc<AtomicI64>,
 }
 
 impl LayerStore {
@@ -39,6 +44,7 @@ impl LayerStore {
             store,
             limits,
             claims: Mutex::default(),
+            measured_at: Arc::new(AtomicI64::new(unix_nanos())),
         }
     }
 
@@ -218,10 +224,22 @@ impl Layers for LayerStore {
         self.store.actives_usage()
     }
 
+    fn container_usage(&self, container: &ContainerId) -> Option<LayerUsage> {
+        let usage = self.store.active_usage(container.as_str())?;
+        Some(LayerUsage {
+            measured_at: self.measured_at.load(Ordering::Relaxed),
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+        })
+    }
+
     async fn measure_containers(&self) -> Answer<()> {
-        let store = Arc::clone(&self.store);
+        let (store, measured_at) = (Arc::clone(&self.store), Arc::clone(&self.measured_at));
         blocking("measure writable layers", move || {
-            store.measure_actives().map_err(failed)
+            let now = unix_nanos();
+            store.measure_actives().map_err(failed)?;
+            measured_at.store(now, Ordering::Relaxed);
+            Ok(())
         })
         .await
     }

@@ -1,10 +1,13 @@
 //! Protobuf to domain and back: pure, both directions beside each other.
 
 pub mod container;
+pub mod events;
 pub mod filter;
 pub mod image;
 pub mod pod;
+pub mod pod_metrics;
 pub mod resources;
+pub mod stats;
 
 use crate::domain::failure::Failure;
 

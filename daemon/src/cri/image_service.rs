@@ -8,8 +8,9 @@ use axil_proto::cri::image_service_server::ImageService;
 use axil_snapshotter::Usage;
 use tonic::{Request, Response, Status};
 
+use super::chunks::{self, Streamed};
 use super::convert::{image, need};
-use super::status::{call, unimplemented};
+use super::status::call;
 use crate::domain::failure::Failure;
 use crate::domain::image::stored::StoredImage;
 use crate::engine::Engine;
@@ -42,6 +43,18 @@ impl ImageCalls {
     fn to_wire(&self, image: &StoredImage) -> cri::Image {
         image::to_wire(image, self.engine.images.is_pinned(image))
     }
+
+    /// The images a filter wants.
+    fn wanted(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<Arc<StoredImage>>, Failure> {
+        let wanted = filter.and_then(|filter| filter.image);
+        let wanted = wanted
+            .map(|image| image.image)
+            .filter(|text| !text.is_empty());
+        Ok(match wanted {
+            None => self.engine.images.all(),
+            Some(text) => self.engine.images.find(&text)?.into_iter().collect(),
+        })
+    }
 }
 
 /// What an image is asked for by; absent is an error that names the field.
@@ -53,8 +66,6 @@ fn asked(spec: Option<cri::ImageSpec>) -> Result<String, Failure> {
     Ok(text)
 }
 
-type Stream<T> = tokio_stream::Empty<Result<T, Status>>;
-
 #[tonic::async_trait]
 impl ImageService for ImageCalls {
     async fn list_images(
@@ -62,14 +73,7 @@ impl ImageService for ImageCalls {
         request: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
         call(&self.metrics, "ListImages", async {
-            let filter = request.into_inner().filter.and_then(|filter| filter.image);
-            let wanted = filter
-                .map(|image| image.image)
-                .filter(|text| !text.is_empty());
-            let images = match wanted {
-                None => self.engine.images.all(),
-                Some(text) => self.engine.images.find(&text)?.into_iter().collect(),
-            };
+            let images = self.wanted(request.into_inner().filter)?;
             Ok(cri::ListImagesResponse {
                 images: images.iter().map(|image| self.to_wire(image)).collect(),
             })
@@ -158,12 +162,23 @@ impl ImageService for ImageCalls {
         .await
     }
 
-    type StreamImagesStream = Stream<cri::StreamImagesResponse>;
+    type StreamImagesStream = Streamed<cri::StreamImagesResponse>;
 
     async fn stream_images(
         &self,
-        _request: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamImages"))
+        call(&self.metrics, "StreamImages", async {
+            let images = self.wanted(request.into_inner().filter)?.into_iter();
+            let kept = self.engine.clone();
+            let images = images.map(move |found| {
+                let pinned = kept.images.is_pinned(&found);
+                image::to_wire(&found, pinned)
+            });
+            Ok(chunks::stream(images, |images| cri::StreamImagesResponse {
+                images,
+            }))
+        })
+        .await
     }
 }

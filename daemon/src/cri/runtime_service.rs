@@ -1,4 +1,10 @@
-//! The RuntimeService of the CRI.
+//! The RuntimeService of the CRI. What takes more than a few lines is in a file below, by subject.
+
+mod events;
+mod lists;
+mod metrics;
+mod resources;
+mod stats;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +14,8 @@ use axil_proto::cri;
 use axil_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::convert::{container, filter, need, pod};
+use super::chunks::Streamed;
+use super::convert::{container, need, pod, pod_metrics};
 use super::status::{call, unimplemented};
 use crate::domain::failure::Failure;
 use crate::engine::Engine;
@@ -29,9 +36,6 @@ pub struct RuntimeCalls {
     config: serde_json::Value,
     features: cri::RuntimeHandlerFeatures,
 }
-
-/// An empty stream: the type of the streaming calls that are not built yet.
-type Stream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 impl RuntimeCalls {
     /// Serves this engine; `config` is shown in the verbose status, `features` are those of the handler.
@@ -210,6 +214,7 @@ impl RuntimeService for RuntimeCalls {
                         "pid": sandbox.and_then(|sandbox| sandbox.pid),
                         "shim": sandbox.map(|sandbox| &sandbox.shim_address),
                         "namespaces": { "user": pins.user, "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
+                        "resources": view.record.whole(),
                     },
                 }));
             }
@@ -227,18 +232,7 @@ impl RuntimeService for RuntimeCalls {
         request: Request<cri::ListPodSandboxRequest>,
     ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
         call(&self.metrics, "ListPodSandbox", async {
-            let wanted = request.into_inner().filter.unwrap_or_default();
-            let views = self.engine.pods();
-            let items = views.iter().filter(|view| {
-                filter::id_matches(&wanted.id, view.id.as_str())
-                    && filter::labels_match(&wanted.label_selector, &view.record.spec.labels)
-            });
-            let items = items.map(pod::to_list);
-            let items =
-                items.filter(|item| wanted.state.is_none_or(|state| state.state == item.state));
-            Ok(cri::ListPodSandboxResponse {
-                items: items.collect(),
-            })
+            Ok(self.pod_list(request.into_inner()))
         })
         .await
     }
@@ -307,19 +301,7 @@ impl RuntimeService for RuntimeCalls {
         request: Request<cri::ListContainersRequest>,
     ) -> Result<Response<cri::ListContainersResponse>, Status> {
         call(&self.metrics, "ListContainers", async {
-            let wanted = request.into_inner().filter.unwrap_or_default();
-            let views = self.engine.containers();
-            let views = views.iter().filter(|view| {
-                filter::id_matches(&wanted.id, view.id.as_str())
-                    && filter::id_matches(&wanted.pod_sandbox_id, view.pod.as_str())
-                    && wanted
-                        .state
-                        .is_none_or(|state| state.state == container::state_of(view))
-                    && filter::labels_match(&wanted.label_selector, &view.record.spec.labels)
-            });
-            Ok(cri::ListContainersResponse {
-                containers: views.map(container::to_list).collect(),
-            })
+            Ok(self.container_list(request.into_inner()))
         })
         .await
     }
@@ -416,44 +398,62 @@ impl RuntimeService for RuntimeCalls {
 
     async fn update_container_resources(
         &self,
-        _request: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        Err(unimplemented(&self.metrics, "UpdateContainerResources"))
+        call(&self.metrics, "UpdateContainerResources", async {
+            self.change_container(request.into_inner()).await
+        })
+        .await
     }
 
     async fn container_stats(
         &self,
-        _request: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "ContainerStats"))
+        call(&self.metrics, "ContainerStats", async {
+            self.stats_of_container(request.into_inner()).await
+        })
+        .await
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "ListContainerStats"))
+        call(&self.metrics, "ListContainerStats", async {
+            Ok(self.container_stats_list(request.into_inner()).await)
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "PodSandboxStats"))
+        call(&self.metrics, "PodSandboxStats", async {
+            self.stats_of_pod(request.into_inner()).await
+        })
+        .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "ListPodSandboxStats"))
+        call(&self.metrics, "ListPodSandboxStats", async {
+            Ok(self.pod_stats_list(request.into_inner()).await)
+        })
+        .await
     }
 
     async fn update_runtime_config(
         &self,
-        _request: Request<cri::UpdateRuntimeConfigRequest>,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
-        Err(unimplemented(&self.metrics, "UpdateRuntimeConfig"))
+        call(&self.metrics, "UpdateRuntimeConfig", async {
+            self.change_runtime_config(request.into_inner())
+        })
+        .await
     }
 
     async fn checkpoint_container(
@@ -481,74 +481,104 @@ impl RuntimeService for RuntimeCalls {
         &self,
         _request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "ListMetricDescriptors"))
+        call(&self.metrics, "ListMetricDescriptors", async {
+            Ok(cri::ListMetricDescriptorsResponse {
+                descriptors: pod_metrics::descriptors(),
+            })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        Err(unimplemented(&self.metrics, "ListPodSandboxMetrics"))
+        call(&self.metrics, "ListPodSandboxMetrics", async {
+            self.pod_metrics_list().await
+        })
+        .await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(unimplemented(&self.metrics, "UpdatePodSandboxResources"))
+        call(&self.metrics, "UpdatePodSandboxResources", async {
+            self.change_pod(request.into_inner()).await
+        })
+        .await
     }
 
-    type StreamPodSandboxesStream = Stream<cri::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Streamed<cri::StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _request: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamPodSandboxes"))
+        call(&self.metrics, "StreamPodSandboxes", async {
+            Ok(self.pod_stream(request.into_inner()))
+        })
+        .await
     }
 
-    type StreamContainersStream = Stream<cri::StreamContainersResponse>;
+    type StreamContainersStream = Streamed<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _request: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamContainers"))
+        call(&self.metrics, "StreamContainers", async {
+            Ok(self.container_stream(request.into_inner()))
+        })
+        .await
     }
 
-    type StreamContainerStatsStream = Stream<cri::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Streamed<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _request: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamContainerStats"))
+        call(&self.metrics, "StreamContainerStats", async {
+            Ok(self.container_stats_stream(request.into_inner()).await)
+        })
+        .await
     }
 
-    type StreamPodSandboxStatsStream = Stream<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Streamed<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamPodSandboxStats"))
+        call(&self.metrics, "StreamPodSandboxStats", async {
+            Ok(self.pod_stats_stream(request.into_inner()).await)
+        })
+        .await
     }
 
-    type GetContainerEventsStream = Stream<cri::ContainerEventResponse>;
+    type GetContainerEventsStream = Streamed<cri::ContainerEventResponse>;
 
     async fn get_container_events(
         &self,
         _request: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        Err(unimplemented(&self.metrics, "GetContainerEvents"))
+        call(&self.metrics, "GetContainerEvents", async {
+            let listener = self.engine.listen()?;
+            Ok(Box::pin(events::EventStream(listener)) as Self::GetContainerEventsStream)
+        })
+        .await
     }
 
-    type StreamPodSandboxMetricsStream = Stream<cri::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Streamed<cri::StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(unimplemented(&self.metrics, "StreamPodSandboxMetrics"))
+        call(&self.metrics, "StreamPodSandboxMetrics", async {
+            self.pod_metrics_stream().await
+        })
+        .await
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use axil_proto::ids::ContainerId;
 use axil_snapshotter::{ChainId, Digest, Roots, Usage};
 use tokio::sync::watch;
 
@@ -11,6 +12,7 @@ use crate::domain::failure::{Class, Failure};
 use crate::domain::image::pinned::PinnedPatterns;
 use crate::domain::image::reference::{ImageKey, Reference, parse_image_key};
 use crate::domain::image::stored::{ImageIndex, StoredImage};
+use crate::domain::usage::LayerUsage;
 use crate::metrics::Metrics;
 use crate::ports::images::{ImageRecords, Layers, PullAuth, Registry};
 
@@ -280,6 +282,12 @@ impl Images {
     #[must_use]
     pub fn containers_usage(&self) -> Usage {
         self.layers.containers_usage()
+    }
+
+    /// Bytes and inodes of one container's writable layer, as it was measured last.
+    #[must_use]
+    pub fn container_usage(&self, container: &ContainerId) -> Option<LayerUsage> {
+        self.layers.container_usage(container)
     }
 
     /// Measures the writable layers of containers.

@@ -9,6 +9,7 @@ mod commands;
 mod lane;
 mod outcomes;
 mod publish;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,8 +26,9 @@ use crate::domain::container::phase::{ContainerPhase, Exit, ExitReason};
 use crate::domain::container::record::ContainerRecord;
 use crate::domain::failure::Failure;
 use crate::domain::pod::phase::PodPhase;
-use crate::domain::pod::record::{POD_RECORD_VERSION, PodRecord};
+use crate::domain::pod::record::{POD_RECORD_VERSION, PodRecord, PodResources};
 use crate::domain::pod::spec::PodSpec;
+use crate::domain::resources::LinuxResources;
 use crate::ports::{Shim, unix_nanos};
 
 type Reply<T> = oneshot::Sender<Result<T, Failure>>;
@@ -51,6 +53,10 @@ pub enum Command {
     StopContainer(ContainerId, Duration, Reply<()>),
     /// Remove a container.
     RemoveContainer(ContainerId, Reply<()>),
+    /// Change limits of a container.
+    Update(ContainerId, Box<LinuxResources>, Reply<()>),
+    /// Record the resources of the whole pod.
+    UpdatePod(Box<PodResources>, Reply<()>),
 }
 
 /// What happened to a pod or one of its containers.
@@ -70,6 +76,8 @@ pub enum Event {
     StopContainerDone(ContainerId, Result<(), Failure>),
     /// RemoveContainer ended.
     RemoveContainerDone(ContainerId, Result<(), Failure>),
+    /// UpdateContainerResources ended.
+    UpdateDone(ContainerId, Result<(), Failure>),
     /// A container's process ended.
     Exited(ContainerId, crate::ports::TaskExit, ExitSeen),
     /// The shim or the sandbox process is gone.
@@ -92,6 +100,7 @@ enum Lane {
     Starting(Vec<Reply<()>>),
     Stopping(Vec<Reply<()>>, watch::Sender<Instant>),
     Removing(Vec<Reply<()>>),
+    Updating(Reply<()>),
 }
 
 struct Container {
@@ -131,6 +140,8 @@ pub struct PodDriver {
     stop_waiters: Vec<Reply<()>>,
     remove_waiters: Vec<Reply<()>>,
     stop_wanted: bool,
+    /// Whether the stop at work is of a pod that was ready: only that is news.
+    stops_ready: bool,
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
 }
@@ -150,6 +161,7 @@ impl PodDriver {
             created_at: unix_nanos(),
             spec: Arc::unwrap_or_clone(spec),
             phase: PodPhase::Starting,
+            resources: PodResources::default(),
             timeline: crate::domain::timeline::Timeline::default(),
         };
         Self::with_record(shared, id, record, None)
@@ -173,6 +185,7 @@ impl PodDriver {
             stop_waiters: Vec::new(),
             remove_waiters: Vec::new(),
             stop_wanted: false,
+            stops_ready: false,
             events,
             inbox,
         }
@@ -211,6 +224,7 @@ impl PodDriver {
                 driver.watch_container(&id);
             }
         }
+        driver.resume_updates();
         driver.stop_wanted = driver.record.phase == PodPhase::NotReady { released: false };
         driver.publish();
         driver.watch_sandbox();
@@ -273,7 +287,9 @@ fn refuse(command: Command, failure: &Failure) {
         | Command::Remove(reply)
         | Command::Start(_, reply)
         | Command::StopContainer(_, _, reply)
-        | Command::RemoveContainer(_, reply) => answer(reply, Err(failure.clone())),
+        | Command::RemoveContainer(_, reply)
+        | Command::Update(_, _, reply)
+        | Command::UpdatePod(_, reply) => answer(reply, Err(failure.clone())),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::domain::container::spec::{ContainerSpec, ImageSpec};
 use crate::domain::failure::{Class, Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::spec::{PodMetadata, PodSpec};
+use crate::domain::resources::LinuxResources;
 
 /// Commands a driver may have waiting: more than a kubelet sends to one pod at once.
 const COMMANDS: usize = 256;
@@ -246,8 +247,25 @@ impl Engine {
         self.images.collect_unless_kept(&images).await
     }
 
+    /// Changes limits of a container; what the change leaves unset stays.
+    ///
+    /// # Errors
+    /// `NotFound`, `FailedPrecondition` when it has ended, `InvalidArgument`, or what the kernel refused;
+    /// nothing is changed then.
+    pub async fn update_container_resources(
+        &self,
+        id: &str,
+        change: LinuxResources,
+    ) -> Result<(), Failure> {
+        let (pod, container) = self.need_container(id)?;
+        let command = |reply| Command::Update(container, Box::new(change), reply);
+        self.ask(&pod, command)
+            .await
+            .unwrap_or_else(|| Err(unknown_container(id)))
+    }
+
     /// Sends a command to a pod's driver; `None` when the pod is gone.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         pod: &PodId,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,

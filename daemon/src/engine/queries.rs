@@ -19,6 +19,14 @@ impl Engine {
         self.shared.views.containers()
     }
 
+    /// Begins to listen to what happens to pods and containers.
+    ///
+    /// # Errors
+    /// `Exhausted` when too many listen, `Unavailable` when the daemon is going down.
+    pub fn listen(&self) -> Result<super::events::Listener, Failure> {
+        self.shared.events.listen()
+    }
+
     /// One pod by id or unique prefix.
     ///
     /// # Errors

@@ -53,6 +53,7 @@ pub const STEPS: &[(&str, &[&str])] = &[
         "RemoveContainer",
         &["record", "task", "rootfs", "bundle", "forget"],
     ),
+    ("UpdateContainerResources", &["oom_score", "cgroups"]),
     (
         "PullImage",
         &[

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use axil_proto::ids::ContainerId;
 use axil_snapshotter::{
     ChainId, DamagedRecord, Depth, Digest, LayerArchive, LayerCheck, Lease, Roots, StagedLayer,
     Usage,
@@ -15,6 +16,7 @@ use super::Answer;
 use crate::domain::image::manifest::{Descriptor, DocumentRules, LayerDescriptor};
 use crate::domain::image::reference::Reference;
 use crate::domain::image::stored::StoredImage;
+use crate::domain::usage::LayerUsage;
 
 /// Durable records of images.
 pub trait ImageRecords: Send + Sync {
@@ -160,6 +162,8 @@ pub trait Layers: Send + Sync {
     async fn usage(&self) -> Answer<Usage>;
     /// Bytes and inodes of the writable layers of containers, as they were measured last.
     fn containers_usage(&self) -> Usage;
+    /// Bytes and inodes of one container's writable layer, as it was measured last.
+    fn container_usage(&self, container: &ContainerId) -> Option<LayerUsage>;
     /// Measures the writable layers of containers.
     async fn measure_containers(&self) -> Answer<()>;
     /// Reads an archive of images to its end and finds what is in it.

@@ -24,7 +24,6 @@ use axil_integration::say::{bytes, elapsed, out};
 use axil_integration::{children, http};
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
-use tonic::Code;
 
 const USAGE: &str = "usage: first-run [--keep]
 
@@ -213,7 +212,7 @@ fn show(ground: &Ground, node: &Node, reference: &str, image: &Image) -> Result<
         indent(&String::from_utf8_lossy(&done.stdout));
         Ok(())
     })?;
-    step("what it uses", || show_stats(node, ground, &container))?;
+    step("what it uses", || show_stats(node, &container))?;
     step("where its start-up time went", || {
         show_timelines(node, &pod, &container)
     })?;
@@ -305,42 +304,18 @@ fn show_log(node: &Node, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-fn show_stats(node: &Node, ground: &Ground, container: &str) -> Result<()> {
-    match node.container_stats(container) {
-        Ok(stats) => {
-            let value = |v: Option<axil_proto::cri::UInt64Value>| v.unwrap_or_default().value;
-            let memory = stats.memory.unwrap_or_default();
-            let cpu = value(stats.cpu.unwrap_or_default().usage_core_nano_seconds);
-            out(format!(
-                "     memory {}, working set {}, CPU {}",
-                bytes(value(memory.usage_bytes)),
-                bytes(value(memory.working_set_bytes)),
-                elapsed(Duration::from_nanos(cpu))
-            ));
-        }
-        Err(status) if status.code() == Code::Unimplemented => {
-            out("     (ContainerStats is not built yet; read from the cgroup)");
-            let found = leakcheck::find_cgroups(ground.cgroup(), container);
-            for (file, unit) in [
-                ("memory.usage_in_bytes", "memory"),
-                ("memory.current", "memory"),
-                ("pids.current", "processes"),
-            ] {
-                let text = found
-                    .iter()
-                    .find_map(|dir| fs::read_to_string(dir.join(file)).ok());
-                if let Some(count) = text.and_then(|text| text.trim().parse::<u64>().ok()) {
-                    let shown = if unit == "memory" {
-                        bytes(count)
-                    } else {
-                        count.to_string()
-                    };
-                    out(format!("     {unit} {shown}"));
-                }
-            }
-        }
-        Err(status) => bail!("ask for the stats: {status}"),
-    }
+fn show_stats(node: &Node, container: &str) -> Result<()> {
+    let stats = node.container_stats(container);
+    let stats = stats.context("ask for the stats")?;
+    let value = |v: Option<axil_proto::cri::UInt64Value>| v.unwrap_or_default().value;
+    let used = stats.memory.unwrap_or_default();
+    let cpu = value(stats.cpu.unwrap_or_default().usage_core_nano_seconds);
+    out(format!(
+        "     memory {}, working set {}, CPU {}",
+        bytes(value(used.usage_bytes)),
+        bytes(value(used.working_set_bytes)),
+        elapsed(Duration::from_nanos(cpu))
+    ));
     for process in children::abandoned() {
         if process.command.contains("containerd-shim-axil-v1") {
             out(format!(

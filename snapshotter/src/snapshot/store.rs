@@ -418,6 +418,14 @@ impl Store {
         usage
     }
 
+    /// Returns what the writable layer `key` took when it was measured last; none for an unknown key. Nothing
+    /// is measured now.
+    #[must_use]
+    pub fn active_usage(&self, key: &str) -> Option<Usage> {
+        let index = self.shared.index();
+        index.actives.get(key).map(|active| active.usage)
+    }
+
     /// Measures every writable layer, one after the other, and keeps the result, also for the next start.
     ///
     /// # Errors

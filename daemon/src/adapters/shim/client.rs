@@ -15,7 +15,7 @@ use axil_proto::shim::sandbox::{
 };
 use axil_proto::shim::task::{
     CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, StartRequest, StateRequest,
-    TaskClient, WaitRequest,
+    TaskClient, UpdateTaskRequest, WaitRequest,
 };
 use prost::Message as _;
 use prost_types::{Any, Timestamp};
@@ -37,6 +37,9 @@ const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
 
 /// Type of an OCI process document in an exec request.
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// Type of OCI resources in an update request.
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// A connection to one pod's shim.
 #[derive(Debug)]
@@ -240,6 +243,21 @@ impl Shim for ShimClient {
         added
             .map(|_| ())
             .map_err(|error| failure("add a process", &error))
+    }
+
+    async fn update(&self, container: &ContainerId, resources: Vec<u8>) -> Answer<()> {
+        let request = UpdateTaskRequest {
+            id: container.to_string(),
+            resources: Some(Any {
+                type_url: RESOURCES_TYPE.to_owned(),
+                value: resources,
+            }),
+            ..UpdateTaskRequest::default()
+        };
+        let updated = self.task.update(&request, PROCESS).await;
+        updated
+            .map(|_| ())
+            .map_err(|error| failure("change the resources", &error))
     }
 
     async fn reopen_log(&self, container: &ContainerId) -> Answer<()> {

@@ -405,7 +405,7 @@ pub fn to_status(view: &ContainerView, log_directory: &str) -> cri::ContainerSta
             String::new()
         },
         resources: Some(cri::ContainerResources {
-            linux: Some(resources::to_wire(&spec.resources)),
+            linux: Some(resources::to_wire(record.limits())),
             windows: None,
         }),
         image_id: record.image.id.clone(),

@@ -427,7 +427,7 @@ fn port_mappings(
     Ok(mappings)
 }
 
-fn metadata_to_wire(metadata: &PodMetadata) -> cri::PodSandboxMetadata {
+pub(super) fn metadata_to_wire(metadata: &PodMetadata) -> cri::PodSandboxMetadata {
     cri::PodSandboxMetadata {
         name: metadata.name.clone(),
         uid: metadata.uid.clone(),
@@ -457,6 +457,12 @@ pub fn to_list(view: &PodView) -> cri::PodSandbox {
         annotations: spec.annotations.clone().into_iter().collect(),
         runtime_handler: spec.runtime_handler.clone(),
     }
+}
+
+/// The CRI state of a pod.
+#[must_use]
+pub fn state_of(view: &PodView) -> i32 {
+    state(view)
 }
 
 /// A status.

@@ -10,9 +10,17 @@ use crate::domain::resources::{HugepageLimit, LinuxResources};
 /// # Errors
 /// `InvalidArgument` naming the field and its value.
 pub fn from_wire(wire: Option<cri::LinuxContainerResources>) -> Result<LinuxResources, Failure> {
-    let Some(wire) = wire else {
-        return Ok(LinuxResources::default());
-    };
+    wire.map_or_else(
+        || Ok(LinuxResources::default()),
+        |wire| named("linux.resources", wire),
+    )
+}
+
+/// From the wire, where the message is the field `name` of its request.
+///
+/// # Errors
+/// `InvalidArgument` naming the field and its value.
+pub fn named(name: &str, wire: cri::LinuxContainerResources) -> Result<LinuxResources, Failure> {
     let bounded = [
         ("cpu_period", wire.cpu_period, 0, 1_000_000),
         ("cpu_quota", wire.cpu_quota, -1, i64::MAX),
@@ -33,7 +41,7 @@ pub fn from_wire(wire: Option<cri::LinuxContainerResources>) -> Result<LinuxReso
     ];
     for (field, value, least, most) in bounded {
         if !(least..=most).contains(&value) {
-            let field = format!("linux.resources.{field}");
+            let field = format!("{name}.{field}");
             return Err(Failure::invalid(
                 &field,
                 value,

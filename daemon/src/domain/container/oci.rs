@@ -35,7 +35,7 @@ pub use input::{
     ContainerInput, HostFacts, ImageDefaults, NamespacePaths, PidNamespace, PodFiles, SandboxInput,
 };
 pub use paths::clean_container_path;
-pub use resources::cgroup_resources;
+pub use resources::{cgroup_resources, oom_score_adj};
 pub use signal::stop_signal;
 pub use sysctls::{SysctlError, check_sysctls, sysctl_path};
 

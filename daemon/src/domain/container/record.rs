@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::phase::ContainerPhase;
 use super::spec::ContainerSpec;
+use crate::domain::resources::LinuxResources;
 use crate::domain::timeline::Timeline;
 
 /// Version of the record's format; a reader refuses a newer one.
@@ -34,9 +35,23 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     /// Where it is in its life.
     pub phase: ContainerPhase,
+    /// Its limits since they were changed; until then they are those of the spec.
+    #[serde(default)]
+    pub resources: Option<LinuxResources>,
+    /// Limits that an update at work leads to: what is done again when the daemon dies in the middle.
+    #[serde(default)]
+    pub updating: Option<LinuxResources>,
     /// How its creation and start went.
     #[serde(default)]
     pub timeline: Timeline,
+}
+
+impl ContainerRecord {
+    /// The limits it has now.
+    #[must_use]
+    pub fn limits(&self) -> &LinuxResources {
+        self.resources.as_ref().unwrap_or(&self.spec.resources)
+    }
 }
 
 /// An image a container runs or mounts.

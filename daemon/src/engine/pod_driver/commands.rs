@@ -35,6 +35,8 @@ impl PodDriver {
             Command::Start(id, reply) => self.accept_start(id, reply),
             Command::StopContainer(id, grace, reply) => self.accept_stop(id, grace, reply),
             Command::RemoveContainer(id, reply) => self.accept_remove(id, reply),
+            Command::Update(id, change, reply) => self.accept_update(id, *change, reply),
+            Command::UpdatePod(change, reply) => self.accept_update_pod(*change, reply),
         }
     }
 
@@ -121,6 +123,8 @@ impl PodDriver {
             user: None,
             stop_signal: 0,
             phase: ContainerPhase::Creating,
+            resources: None,
+            updating: None,
             timeline: crate::domain::timeline::Timeline::default(),
         };
         let container = Container {

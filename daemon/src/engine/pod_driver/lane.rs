@@ -55,6 +55,7 @@ impl PodDriver {
 
     pub(super) fn begin_stop(&mut self) {
         let was = self.record.phase.clone();
+        self.stops_ready = was.is_ready();
         self.transit(PodEvent::Stop);
         self.lane = PodLane::Stopping;
         let alive = |one: &&Container| {

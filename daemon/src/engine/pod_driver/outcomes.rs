@@ -7,6 +7,7 @@ use crate::domain::container::phase::{ContainerEvent, Exit, ExitReason};
 use crate::domain::container::record::ContainerRecord;
 use crate::domain::failure::Failure;
 use crate::domain::pod::phase::PodEvent;
+use crate::engine::events::NewsKind;
 use crate::engine::run_pod_sandbox;
 use crate::engine::steps::Failed;
 
@@ -20,6 +21,7 @@ impl PodDriver {
             Event::StartDone(id, result) => self.start_done(&id, *result),
             Event::StopContainerDone(id, result) => self.stop_container_done(&id, &result),
             Event::RemoveContainerDone(id, result) => self.remove_container_done(&id, &result),
+            Event::UpdateDone(id, result) => self.update_done(&id, result),
             Event::Exited(id, exit, seen) => self.exited(&id, exit, seen),
             Event::SandboxGone => {
                 if self.record.phase.is_ready() && self.lane == PodLane::Idle {
@@ -41,6 +43,8 @@ impl PodDriver {
                 self.publish();
                 self.watch_sandbox();
                 tracing::info!("pod is ready");
+                self.tell(self.id.as_str(), NewsKind::Created);
+                self.tell(self.id.as_str(), NewsKind::Started);
                 for reply in self.run_waiters.drain(..) {
                     answer(reply, Ok(self.id.clone()));
                 }
@@ -73,6 +77,9 @@ impl PodDriver {
             PodEvent::ReleaseFailed
         };
         self.transit(event);
+        if std::mem::take(&mut self.stops_ready) {
+            self.tell(self.id.as_str(), NewsKind::Stopped);
+        }
         if let Err(failure) = &result {
             tracing::error!(error = %failure, "the pod could not be stopped whole");
             for reply in self.remove_waiters.drain(..) {
@@ -90,8 +97,11 @@ impl PodDriver {
             let ids: Vec<_> = self.containers.keys().cloned().collect();
             for id in ids {
                 self.forget_container(&id);
+                self.tell(id.as_str(), NewsKind::Deleted);
             }
-            self.transit(PodEvent::Removed)
+            let life = self.transit(PodEvent::Removed);
+            self.tell(self.id.as_str(), NewsKind::Deleted);
+            life
         } else {
             self.transit(PodEvent::ReleaseFailed)
         };
@@ -120,6 +130,7 @@ impl PodDriver {
             Ok(record) => {
                 container.record = record;
                 self.publish_container(id);
+                self.tell(id.as_str(), NewsKind::Created);
                 self.watch_container(id);
                 for reply in waiters {
                     answer(reply, Ok(id.clone()));
@@ -160,6 +171,7 @@ impl PodDriver {
             Ok(record) => {
                 container.record = record;
                 self.publish_container(id);
+                self.tell(id.as_str(), NewsKind::Started);
                 Ok(())
             }
             Err((failure, exit)) => {
@@ -210,6 +222,7 @@ impl PodDriver {
             self.transit_container(id, ContainerEvent::RemoveFailed(exit));
         } else {
             self.forget_container(id);
+            self.tell(id.as_str(), NewsKind::Deleted);
         }
         if let Lane::Removing(waiters) = lane {
             for reply in waiters {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use axil_proto::ids::ContainerId;
 
 use super::{Event, Life, PodDriver, send};
-use crate::domain::container::phase::{ContainerEvent, ContainerTransition};
+use crate::domain::container::phase::{ContainerEvent, ContainerPhase, ContainerTransition};
 use crate::domain::pod::phase::{PodEvent, PodTransition};
+use crate::engine::events::{News, NewsKind};
 use crate::engine::views::{ContainerView, PodView};
 use crate::engine::{lock, recover, spawn};
-use crate::ports::Shim;
+use crate::ports::{Shim, unix_nanos};
 
 impl PodDriver {
     pub(super) fn transit(&mut self, event: PodEvent) -> Life {
@@ -35,6 +36,8 @@ impl PodDriver {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
+        // A removal that failed ends in a state that was told before.
+        let was_removing = matches!(container.record.phase, ContainerPhase::Removing { .. });
         match container.record.phase.apply(event) {
             Ok(ContainerTransition::To(phase)) => {
                 // Order: disk first, so that what is visible is never lost.
@@ -46,6 +49,9 @@ impl PodDriver {
                 self.publish_container(id);
                 if let (true, Some(container)) = (ended, self.containers.get(id)) {
                     container.ended.send_replace(true);
+                    if !was_removing {
+                        self.tell(id.as_str(), NewsKind::Stopped);
+                    }
                 }
             }
             Ok(ContainerTransition::Gone) => self.forget_container(id),
@@ -72,6 +78,28 @@ impl PodDriver {
             pod: self.id.clone(),
             record: Arc::new(container.record.clone()),
         });
+    }
+
+    /// Tells whoever listens what happened, after it was published.
+    pub(super) fn tell(&self, about: &str, kind: NewsKind) {
+        let shared = &self.shared;
+        if shared.events.nobody_listens() {
+            return;
+        }
+        let views = self.containers.keys();
+        let views = views.filter_map(|id| shared.views.container(id));
+        let news = News {
+            about: about.to_owned(),
+            kind,
+            at: unix_nanos(),
+            pod: PodView {
+                id: self.id.clone(),
+                record: Arc::new(self.record.clone()),
+                shim: None,
+            },
+            containers: views.filter(|one| one.record.phase.is_listed()).collect(),
+        };
+        shared.events.tell(news, &shared.metrics);
     }
 
     pub(super) fn forget_container(&mut self, id: &ContainerId) {

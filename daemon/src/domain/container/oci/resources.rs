@@ -34,7 +34,10 @@ pub fn cgroup_resources(
 }
 
 /// What is asked for, but not below what the daemon may give.
-pub(super) fn oom_score_adj(asked: i64, host: &HostFacts) -> Result<i64, OciError> {
+///
+/// # Errors
+/// [`OciError::Resource`] when it is not within -1000 to 1000.
+pub fn oom_score_adj(asked: i64, host: &HostFacts) -> Result<i64, OciError> {
     if !(-1000..=1000).contains(&asked) {
         return Err(refused("oom_score_adj", asked, "not within -1000 to 1000"));
     }

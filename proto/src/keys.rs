@@ -12,7 +12,7 @@ pub const SHIM_NAMESPACE: &str = "k8s.io";
 /// Scheme of a task's stdout and stderr when the shim itself writes the CRI log.
 ///
 /// `cri-log:///var/log/pods/…/0.log` for both streams makes the shim write both, tagged, to one file.
-/// The path is absolute and not percent-encoded.
+/// The path is absolute and not percent-encoded. Below a directory that ends in `/./` no link is followed.
 pub const CRI_LOG_SCHEME: &str = "cri-log://";
 
 /// OCI annotation that tells what a container is: [`CONTAINER_TYPE_SANDBOX`] or [`CONTAINER_TYPE_CONTAINER`].

@@ -305,7 +305,8 @@ fn pid_namespace(work: &Work, spec: &ContainerSpec) -> Result<oci::PidNamespace,
     }
 }
 
-/// The container's log file: `log_path` below the pod's log directory.
+/// The container's log file: `log_path` below the pod's log directory, which ends before `/./`. The shim follows no
+/// link below it (`shim/src/stdio/log_file.rs`).
 fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<Option<std::path::PathBuf>, Failure> {
     if pod.log_directory.is_empty() || spec.log_path.is_empty() {
         return Ok(None);
@@ -319,7 +320,11 @@ fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<Option<std::path::Pat
             "must stay in the log directory",
         ));
     }
-    Ok(Some(Path::new(&pod.log_directory).join(relative)))
+    // As components, so that there is one `/./` only.
+    let mut path: PathBuf = Path::new(&pod.log_directory).components().collect();
+    path.push(".");
+    path.extend(relative.components());
+    Ok(Some(path))
 }
 
 /// Writes a container's record off the reactor.

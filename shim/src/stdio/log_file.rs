@@ -1,13 +1,16 @@
 //! The file of a container's log: opened safely, written in whole entries, replaced on rotation.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 
-use crate::log::flags;
+/// How often a look-up that raced with a rename is tried again (openat2(2), EAGAIN).
+const AGAIN_LIMIT: u32 = 32;
 
 /// An open log.
 #[derive(Debug)]
@@ -18,18 +21,37 @@ pub struct LogFile {
     torn: usize,
 }
 
-/// Opens a file for appending, creating it 0640; its directory must exist, and no link is followed.
+/// Opens a file for appending, creating it 0640; its directory must exist, and it is no link itself. In a path with
+/// `/./` what comes before is the node's, and what comes after the container's: there no link is followed.
 ///
 /// # Errors
 /// It cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        // Not blocking: opening a FIFO that was put there must not wait for its reader.
-        .custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK))
-        .open(path)?;
+    // Not blocking: opening a FIFO that was put there must not wait for its reader.
+    let flags = OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY
+        | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o640);
+    let file = match halves(path) {
+        None => openat(CWD, path, flags, mode)?,
+        Some((directory, inside)) => {
+            let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = openat(CWD, directory, path_only, Mode::empty())?;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let mut tries = 0;
+            loop {
+                match openat2(&directory, inside, flags, mode, resolve) {
+                    Err(Errno::AGAIN) if tries < AGAIN_LIMIT => tries += 1,
+                    opened => break opened?,
+                }
+            }
+        }
+    };
+    let file = File::from(file);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -38,6 +60,15 @@ pub fn open(path: &Path) -> io::Result<File> {
             "not a regular file",
         ))
     }
+}
+
+/// What comes before and after the last `/./`.
+fn halves(path: &Path) -> Option<(&Path, &Path)> {
+    let bytes = path.as_os_str().as_bytes();
+    let at = bytes.windows(3).rposition(|three| three == b"/./")?;
+    let part = |bytes| Path::new(OsStr::from_bytes(bytes));
+    // The root keeps its slash.
+    Some((part(&bytes[..at.max(1)]), part(&bytes[at + 3..])))
 }
 
 impl LogFile {
@@ -143,6 +174,44 @@ mod tests {
         let fifo = directory.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
         assert!(LogFile::open(&fifo).is_err());
+    }
+
+    #[test]
+    fn follows_links_to_the_directory_and_none_inside() {
+        use std::os::unix::fs::symlink;
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().canonicalize().unwrap();
+        let (logs, elsewhere) = (top.join("logs"), top.join("elsewhere"));
+        fs::create_dir_all(logs.join("c")).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&logs, top.join("link")).unwrap();
+        symlink("../elsewhere", logs.join("out")).unwrap();
+        symlink("c", logs.join("in")).unwrap();
+        symlink("/proc/self/cwd", logs.join("magic")).unwrap();
+        fs::create_dir(logs.join("directory.log")).unwrap();
+        for refused in [
+            "logs/./out/0.log",
+            "logs/./in/0.log",
+            "logs/./magic/0.log",
+            "logs/./../elsewhere/0.log",
+            "logs/./c/../../elsewhere/0.log",
+            "logs/./directory.log",
+            "logs/./missing/0.log",
+            "logs/./",
+        ] {
+            assert!(LogFile::open(&top.join(refused)).is_err(), "{refused}");
+        }
+        for taken in ["logs/./c/0.log", "link/./c/1.log", "logs/out/2.log"] {
+            let mut log = LogFile::open(&top.join(taken)).unwrap();
+            log.write(&mut b"x\n".to_vec()).unwrap();
+            assert_eq!(fs::read(top.join(taken)).unwrap(), b"x\n", "{taken}");
+        }
+        let names = |path: &Path| fs::read_dir(path).unwrap().count();
+        assert_eq!((names(&elsewhere), names(&logs.join("c"))), (1, 2));
+        assert_eq!(
+            halves(Path::new("/./a")),
+            Some((Path::new("/"), Path::new("a")))
+        );
     }
 
     #[test]

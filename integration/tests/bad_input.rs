@@ -464,3 +464,44 @@ fn privileged_a_second_daemon_on_the_same_directories_is_refused() {
     assert!(Path::new(&node.socket()).exists() && node.version().is_ok());
     lab.close(node);
 }
+
+#[test]
+fn privileged_cve_2021_43816_a_volume_in_place_of_a_file_of_the_pod_keeps_its_label() {
+    const LABEL: &str = "security.selinux";
+    const VALUE: &[u8] = b"system_u:object_r:shadow_t:s0\0";
+    let Some(lab) = Lab::open() else { return };
+    let (node, image) = lab.node_with_busybox();
+    let pod = node.up(&lab.pod("labels")).unwrap();
+    let dir = lab.unused("files");
+    std::fs::create_dir(&dir).unwrap();
+    let mut mine = ContainerBuilder::new("mine", &image).shell("sleep 300");
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let file = dir.join(name);
+        std::fs::write(&file, format!("my {name}\n")).unwrap();
+        rustix::fs::setxattr(&file, LABEL, VALUE, rustix::fs::XattrFlags::empty()).unwrap();
+        mine = mine.mount(file.to_str().unwrap(), &format!("/etc/{name}"), true);
+    }
+    let mine = mine.with(|config| {
+        for mount in &mut config.mounts {
+            mount.selinux_relabel = true;
+        }
+    });
+    let others = ContainerBuilder::new("others", &image).shell("sleep 300");
+    let mine = node.run_in(&pod, &mine).unwrap();
+    let others = node.run_in(&pod, &others).unwrap();
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        assert_eq!(
+            node.sh(&mine, &format!("cat /etc/{name}")),
+            format!("my {name}")
+        );
+        let count = format!("grep -c ' /etc/{name} ' /proc/self/mounts");
+        assert_eq!(node.sh(&mine, &count), "1", "{name}: nothing of the pod's");
+        let mut label = [0; 256];
+        let length = rustix::fs::getxattr(dir.join(name), LABEL, &mut label).unwrap();
+        assert_eq!(&label[..length], VALUE, "{name}");
+    }
+    // The pod's own files are as they were, for who has no other.
+    assert_eq!(node.sh(&others, "cat /etc/hostname"), "labels");
+    assert!(!node.sh(&others, "cat /etc/resolv.conf").contains("my "));
+    lab.close(node);
+}

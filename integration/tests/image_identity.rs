@@ -86,6 +86,75 @@ fn privileged_every_answer_tells_the_same_image() {
 }
 
 #[test]
+fn privileged_whatever_it_was_pulled_by_an_image_is_the_same_everywhere() {
+    let Some(lab) = Lab::open() else { return };
+    let node = lab.node();
+    let image = busybox::image().unwrap();
+    let tag = lab.shelf().put("same/app", "v1", &image);
+    let by_digest = format!("{}/same/app@{}", lab.shelf().address(), image.manifest);
+    let both = format!("{tag}@{}", image.manifest);
+    let empty = used(&node);
+    let pod = node.up(&lab.pod("same")).unwrap();
+    for pulled in [&tag, &by_digest, &both] {
+        // A name with a digest gives the digest only: nobody looked whether the tag means it.
+        let tagged = pulled == &tag;
+        let mut names = vec![by_digest.clone(), both.clone(), image.config.clone()];
+        names.extend(tagged.then(|| tag.clone()));
+        for removed_by in names.clone() {
+            assert_eq!(node.pull(pulled).unwrap(), image.config, "{pulled}");
+            let listed = node.list_images().unwrap();
+            assert_eq!(listed.len(), 1, "{pulled}");
+            assert_eq!(listed[0].id, image.config);
+            assert_eq!(listed[0].repo_digests, std::slice::from_ref(&by_digest));
+            let tags = if tagged {
+                vec![tag.clone()]
+            } else {
+                Vec::new()
+            };
+            assert_eq!(listed[0].repo_tags, tags);
+            for name in &names {
+                assert_eq!(
+                    node.image_status(name).unwrap().as_ref(),
+                    Some(&listed[0]),
+                    "{pulled}: {name}"
+                );
+                let container = ContainerBuilder::new("c", name).shell("true");
+                let id = node.run_in(&pod, &container).unwrap();
+                let status = node.container_status(&id).unwrap();
+                let entry = node.containers(None).unwrap().remove(0);
+                assert_eq!(
+                    [&status.image_id, &entry.image_id],
+                    [&image.config, &image.config]
+                );
+                assert_eq!(
+                    [&status.image_ref, &entry.image_ref],
+                    [&by_digest, &by_digest]
+                );
+                let shown = if tagged { &tag } else { name };
+                assert_eq!(&status.image.unwrap().image, shown);
+                assert_eq!(&entry.image.unwrap().image, shown);
+                node.exit_of(&id);
+                node.remove(&id).unwrap();
+            }
+            if !tagged {
+                assert_eq!(node.image_status(&tag).unwrap(), None);
+            }
+            node.remove_image(&removed_by).unwrap();
+            for name in names.iter().chain([&tag]) {
+                assert_eq!(
+                    node.image_status(name).unwrap(),
+                    None,
+                    "{removed_by}: {name}"
+                );
+            }
+            assert_eq!(node.list_images().unwrap(), [], "{removed_by}");
+            assert_eq!(used(&node), empty, "{removed_by}");
+        }
+    }
+    lab.close(node);
+}
+
+#[test]
 fn privileged_an_image_is_found_by_tag_digest_id_and_short_id() {
     let Some(lab) = Lab::open() else { return };
     let node = lab.node();

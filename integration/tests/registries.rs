@@ -473,6 +473,79 @@ fn nested(request: &Request) -> Option<Reply> {
     Some(Reply::new(200, INDEX, text.as_str()))
 }
 
+/// A 5xx for a manifest once made containerd ask for it among the blobs, and keep what it got (its fix 179b642d).
+#[test]
+fn privileged_a_manifest_that_cannot_be_had_is_not_looked_for_among_blobs() {
+    let Some(lab) = Lab::open() else { return };
+    let image = small();
+    let hostile = Hostile::start(image.clone()).unwrap();
+    let node = hasty(&lab);
+    let used = || {
+        let info = node.image_fs_info().unwrap();
+        info.image_filesystems[0].used_bytes.unwrap().value
+    };
+    let empty = used();
+    let by_tag = format!("{}/team/app:1", hostile.address());
+    let by_digest = format!("{}/team/app@{}", hostile.address(), image.manifest);
+    let stalled = || Reply {
+        stall_after: Some(0),
+        ..Reply::new(200, MANIFEST, "{}")
+    };
+    let cases: [(&str, Trick, Code); 6] = [
+        (
+            "500",
+            at("/manifests/", || Reply::new(500, "text/plain", "no")),
+            Code::Unavailable,
+        ),
+        (
+            "502",
+            at("/manifests/", || Reply::new(502, "text/plain", "no")),
+            Code::Unavailable,
+        ),
+        (
+            "503",
+            at("/manifests/", || Reply::new(503, "text/plain", "no")),
+            Code::Unavailable,
+        ),
+        (
+            "not found",
+            at("/manifests/", || Reply::new(404, "text/plain", "no")),
+            Code::NotFound,
+        ),
+        (
+            "document",
+            at("/manifests/", stalled),
+            Code::DeadlineExceeded,
+        ),
+        (
+            "connection",
+            at("/manifests/", || Reply {
+                cut_after: Some(0),
+                ..Reply::new(200, MANIFEST, "{}")
+            }),
+            Code::Unavailable,
+        ),
+    ];
+    for (words, trick, code) in cases {
+        hostile.play(trick);
+        for name in [&by_tag, &by_digest] {
+            let before = hostile.seen().len();
+            let status = node.pull(name).expect_err(words);
+            assert_eq!(status.code(), code, "{name}: {status}");
+            assert!(status.message().contains(words), "{words}: {status}");
+            let seen = hostile.seen().split_off(before);
+            let asked = |part: &str| seen.iter().any(|request| request.path.contains(part));
+            assert!(asked("/manifests/") && !asked("/blobs/"), "{seen:?}");
+            assert_eq!(node.list_images().unwrap(), [], "{words}");
+            assert_eq!(node.image_status(name).unwrap(), None, "{words}");
+            assert_eq!(used(), empty, "{words}");
+        }
+    }
+    hostile.behave();
+    assert_eq!(node.pull(&by_digest).unwrap(), image.config);
+    lab.close(node);
+}
+
 #[test]
 fn privileged_cve_2020_15157_accounts_go_to_their_registry_only() {
     let Some(lab) = Lab::open() else { return };

@@ -3,16 +3,14 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axil_proto::cri::image_service_server::ImageServiceServer;
 use axil_proto::cri::runtime_service_server::RuntimeServiceServer;
-use axil_proto::keys;
 use axil_snapshotter::{Limits, StoreOptions, Worker};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,13 +20,12 @@ use crate::adapters::cgroups::CgroupTree;
 use crate::adapters::durable::make_private_dir;
 use crate::adapters::layers::LayerStore;
 use crate::adapters::meter::KernelMeter;
-use crate::adapters::namespaces::{Pins, trial_user_namespace};
+use crate::adapters::namespaces::Pins;
 use crate::adapters::network::CniNetwork;
 use crate::adapters::pod_files::RunFiles;
 use crate::adapters::records::RecordFiles;
 use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
-use crate::adapters::runtime_features::{self, RuntimeFeatures};
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
 use crate::config::{Config, LayerBounds};
 use crate::control;
@@ -37,6 +34,10 @@ use crate::engine::images::Images;
 use crate::engine::spawn::spawn;
 use crate::engine::{Bounds, Engine, Ports, Shared};
 use crate::metrics::{self, Metrics};
+
+mod runtimes;
+
+use runtimes::{Binaries, Features, handlers, user_namespaces};
 
 /// Largest message taken or sent: the kubelet's own bound.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -69,8 +70,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let metrics = Arc::new(Metrics::default());
     let binaries = Binaries::find(&config)?;
-    let runtime = runtime_features(&binaries.runtime).await;
-    let (engine, shared) = build(&config, &metrics, binaries, runtime)?;
+    let features = binaries.features().await;
+    let (engine, shared) = build(&config, &metrics, binaries, &features)?;
     engine.images.load().await.context("load images")?;
     let pods = engine.recover().await.context("recover pods")?;
 
@@ -98,17 +99,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     let socket = config.socket().context("listen: not a unix:// path")?;
     let listener = listen(&socket)?;
-    let features = axil_proto::cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: shared.host.recursive_read_only,
-        user_namespaces: shared.host.no_user_namespaces.is_none(),
-    };
     let info = serde_json::json!({
         "stateDir": config.state,
         "rootDir": config.root,
         "cgroupDriver": config.cgroups.driver,
-        "cgroupParent": config.cgroups.parent,
+        "cgroupParent": config.cgroups.names()?.own_dir(),
     });
-    let runtime = RuntimeCalls::new(engine.clone(), Arc::clone(&metrics), info, features);
+    let runtime = RuntimeCalls::new(engine.clone(), Arc::clone(&metrics), info);
     let store = config.root.join("snapshots").display().to_string();
     let images = ImageCalls::new(engine, Arc::clone(&metrics), store);
     let runtime = RuntimeServiceServer::new(runtime)
@@ -196,7 +193,7 @@ fn build(
     config: &Config,
     metrics: &Arc<Metrics>,
     binaries: Binaries,
-    runtime: RuntimeFeatures,
+    features: &Features,
 ) -> anyhow::Result<(Engine, Arc<Shared>)> {
     let store = open_store(config)?;
     let records = Arc::new(RecordFiles::open(&config.root)?);
@@ -204,14 +201,12 @@ fn build(
     make_private_dir(&sockets)?;
     let shims = ShimProcesses::new(ShimOptions {
         shim: binaries.shim,
-        runtime: binaries.runtime,
-        runtime_root: config.state.join("runtime"),
         sockets,
     });
     let mut host = crate::host::facts();
-    host.recursive_read_only &= runtime.recursive_read_only;
-    let (no_user_namespaces, maps_ids) = user_namespaces(&store, runtime);
+    let (no_user_namespaces, maps_ids) = user_namespaces(&store);
     host.no_user_namespaces = no_user_namespaces;
+    let handlers = handlers(config, &binaries.runtimes, &host, features)?;
     let ports = Ports {
         records: Arc::clone(&records) as _,
         namespaces: Arc::new(Pins::new(&config.state)),
@@ -219,7 +214,7 @@ fn build(
         files: Arc::new(RunFiles::open(&config.state)?),
         rootfs: Arc::new(OverlayRootfs::new(Arc::clone(&store), maps_ids)),
         shims: Arc::new(shims),
-        cgroups: Arc::new(CgroupTree::open(&config.cgroups.parent)?),
+        cgroups: Arc::new(CgroupTree::open(config.cgroups.names()?)?),
         meter: Arc::new(KernelMeter::open(&config.root.join("snapshots"))?),
     };
     let shared = Arc::new(Shared {
@@ -227,6 +222,7 @@ fn build(
         views: crate::engine::views::Views::default(),
         events: crate::engine::events::Events::default(),
         host,
+        handlers,
         sandbox_binary: binaries.sandbox,
         metrics: Arc::clone(metrics),
         bounds: Bounds::default(),
@@ -235,44 +231,6 @@ fn build(
     });
     let images = images_over(config, store, records, metrics)?;
     Ok((Engine::new(Arc::clone(&shared), Arc::new(images)), shared))
-}
-
-/// What the OCI runtime says of itself; one that says nothing is taken to have the least.
-async fn runtime_features(binary: &Path) -> RuntimeFeatures {
-    runtime_features::ask(binary)
-        .await
-        .unwrap_or_else(|failure| {
-            tracing::warn!(error = %failure, "the OCI runtime does not tell its features");
-            RuntimeFeatures::default()
-        })
-}
-
-/// Why pods cannot have user namespaces, if they cannot, and whether mounts of the store can have mapped ids.
-fn user_namespaces(
-    store: &axil_snapshotter::Store,
-    runtime: RuntimeFeatures,
-) -> (Option<String>, bool) {
-    let lack = |why: String| {
-        tracing::info!(reason = why, "pods cannot have user namespaces");
-        (Some(why), false)
-    };
-    if !runtime.user_namespaces {
-        return lack("the OCI runtime has no user namespaces with id-mapped mounts".to_owned());
-    }
-    let namespace = match trial_user_namespace() {
-        Ok(namespace) => namespace,
-        Err(failure) => return lack(failure.to_string()),
-    };
-    match store.can_map_ids(namespace.as_fd()) {
-        Ok(()) => (None, true),
-        Err(reason) => {
-            tracing::info!(
-                reason,
-                "ids of images cannot be mapped; pods with a user namespace get copies"
-            );
-            (None, false)
-        }
-    }
 }
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<axil_snapshotter::Store>> {
@@ -360,44 +318,6 @@ fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> 
             mtu: Some(config.network.mtu).filter(|&mtu| mtu > 0),
         },
     })
-}
-
-/// The programs the daemon runs.
-struct Binaries {
-    shim: PathBuf,
-    runtime: PathBuf,
-    /// The sandbox process of pods with a shared PID namespace: always the bundled runtime's binary,
-    /// which is static and knows how to be one, whatever runtime runs the containers.
-    sandbox: PathBuf,
-}
-
-impl Binaries {
-    fn find(config: &Config) -> anyhow::Result<Self> {
-        let beside = std::env::current_exe().context("find axild's own path")?;
-        let sandbox = beside.with_file_name(keys::RUNTIME_BINARY);
-        let find = |key: &str, given: &Path, name: &str| {
-            let path = if given.as_os_str().is_empty() {
-                beside.with_file_name(name)
-            } else {
-                given.to_owned()
-            };
-            anyhow::ensure!(
-                path.is_file(),
-                "configuration key {key}: {} is no file",
-                path.display()
-            );
-            Ok(path)
-        };
-        Ok(Self {
-            shim: find("runtime.shim", &config.runtime.shim, keys::SHIM_BINARY)?,
-            runtime: find(
-                "runtime.binary",
-                &config.runtime.binary,
-                keys::RUNTIME_BINARY,
-            )?,
-            sandbox,
-        })
-    }
 }
 
 /// Binds the socket, replacing one that an earlier life left; nothing but a socket is replaced.

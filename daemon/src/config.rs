@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::domain::pod::cgroup::{CgroupDriver, CgroupNames};
+
 mod images;
+mod runtime;
 
 pub use images::{ImageConfig, LayerBounds};
+pub use runtime::{HandlerConfig, RuntimeConfig};
 
 /// One key of the configuration file.
 #[derive(Debug, Clone, Copy)]
@@ -71,14 +75,24 @@ pub const KEYS: &[Key] = &[
         "OCI runtime binary; empty is runc-lite beside axild.",
     ),
     key(
+        "runtime.allowed_annotations",
+        "[]",
+        "Annotations of pods and containers that go into config.json: names, or prefixes that end in *.",
+    ),
+    key(
+        "runtime.handlers",
+        "{}",
+        "Further handlers for RuntimeClasses: a table [runtime.handlers.NAME] each, with binary and allowed_annotations.",
+    ),
+    key(
         "cgroups.driver",
         "\"cgroupfs\"",
-        "cgroupfs; systemd is not built yet.",
+        "cgroupfs or systemd; the kubelet's cgroupDriver must be the same, it asks.",
     ),
     key(
         "cgroups.parent",
-        "\"/axil\"",
-        "cgroup of pods for which the kubelet names none.",
+        "\"\"",
+        "cgroup of pods for which the kubelet names none: a path, or a slice with systemd; empty is /axil or axil.slice.",
     ),
     key(
         "images.hosts_dirs",
@@ -321,6 +335,16 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// As [`ConfigError::Value`], of a table whose name the operator chose.
+    #[error("configuration key {key} = {value:?}: {reason}")]
+    HandlerValue {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// The configuration. Every field has its default in [`KEYS`].
@@ -338,7 +362,7 @@ pub struct Config {
     /// Logs.
     pub log: LogConfig,
     /// Shim and OCI runtime.
-    pub runtime: RuntimeBinaries,
+    pub runtime: RuntimeConfig,
     /// cgroups.
     pub cgroups: CgroupConfig,
     /// Images.
@@ -367,24 +391,37 @@ pub struct LogConfig {
     pub format: String,
 }
 
-/// `[runtime]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuntimeBinaries {
-    /// Shim binary, or empty.
-    pub shim: PathBuf,
-    /// OCI runtime binary, or empty.
-    pub binary: PathBuf,
-}
-
 /// `[cgroups]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CgroupConfig {
     /// Driver.
     pub driver: String,
-    /// Own parent.
+    /// Own parent, or empty.
     pub parent: String,
+}
+
+impl CgroupConfig {
+    /// The names of pods' cgroups.
+    ///
+    /// # Errors
+    /// The driver is unknown, or the parent is none of its.
+    pub fn names(&self) -> Result<CgroupNames, ConfigError> {
+        let wrong = |key, value: &str, reason: &str| ConfigError::Value {
+            key,
+            value: value.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let driver = CgroupDriver::named(&self.driver).ok_or_else(|| {
+            wrong(
+                "cgroups.driver",
+                &self.driver,
+                "must be cgroupfs or systemd",
+            )
+        })?;
+        CgroupNames::new(driver, &self.parent)
+            .map_err(|why| wrong("cgroups.parent", &self.parent, why))
+    }
 }
 
 /// `[cni]`
@@ -479,18 +516,8 @@ impl Config {
                 "must be text or json",
             );
         }
-        if self.cgroups.driver != "cgroupfs" {
-            let driver = self.cgroups.driver.clone();
-            return wrong("cgroups.driver", driver, "only cgroupfs is built so far");
-        }
-        let parent = &self.cgroups.parent;
-        if !parent.starts_with('/') || parent.len() < 2 || parent.split('/').any(|p| p == "..") {
-            return wrong(
-                "cgroups.parent",
-                parent.clone(),
-                "must be an absolute path, not /",
-            );
-        }
+        self.cgroups.names()?;
+        self.runtime.check()?;
         let bridge = &self.network.bridge;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if bridge.is_empty() || bridge.len() > 15 || !bridge.chars().all(plain) {
@@ -668,6 +695,19 @@ mod tests {
     }
 
     #[test]
+    fn a_handler_is_a_table_of_its_own() {
+        let config = load("[runtime.handlers.crun]\nbinary = '/usr/bin/crun'").unwrap();
+        let crun = HandlerConfig {
+            binary: "/usr/bin/crun".into(),
+            allowed_annotations: vec![],
+        };
+        assert_eq!(config.runtime.handlers["crun"], crun);
+        let error = load("[runtime.handlers.crun]\nbinry = '/usr/bin/crun'").unwrap_err();
+        let error = crate::domain::failure::chain(&error);
+        assert!(error.contains("binry"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_a_suggestion() {
         let error = load("[cni]\nplugin_timeuot = '1s'")
             .unwrap_err()
@@ -685,8 +725,12 @@ mod tests {
         for (text, key) in [
             ("root = 'x'", "root"),
             ("listen = 'tcp://1'", "listen"),
-            ("[cgroups]\ndriver = 'systemd'", "cgroups.driver"),
+            ("[cgroups]\ndriver = 'none'", "cgroups.driver"),
             ("[cgroups]\nparent = '/'", "cgroups.parent"),
+            (
+                "[cgroups]\ndriver = 'systemd'\nparent = '/axil'",
+                "cgroups.parent",
+            ),
             (
                 "[images]\nmax_concurrent_downloads = 0",
                 "max_concurrent_downloads",
@@ -704,6 +748,22 @@ mod tests {
             ),
             ("[images.layer]\npath_depth = 0", "images.layer.path_depth"),
             ("[metrics]\nlisten = 'here'", "metrics.listen"),
+            (
+                "[runtime]\nallowed_annotations = ['*']",
+                "runtime.allowed_annotations = \"*\"",
+            ),
+            (
+                "[runtime.handlers.axil]\nbinary = '/b'",
+                "runtime.handlers.axil",
+            ),
+            (
+                "[runtime.handlers.crun]\nbinary = 'crun'",
+                "runtime.handlers.crun.binary = \"crun\"",
+            ),
+            (
+                "[runtime.handlers.crun]\nbinary = '/b'\nallowed_annotations = ['a b']",
+                "runtime.handlers.crun.allowed_annotations",
+            ),
             ("[network]\nbridge = 'a b'", "network.bridge"),
             ("[network]\nsubnets = ['x']", "network.subnets"),
             ("[network]\nmtu = 1", "network.mtu"),

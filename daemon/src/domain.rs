@@ -9,5 +9,6 @@ pub mod failure;
 pub mod image;
 pub mod pod;
 pub mod resources;
+pub mod runtime_handler;
 pub mod timeline;
 pub mod usage;

@@ -8,6 +8,7 @@ pub mod events;
 pub mod exec_sync;
 pub mod export_image;
 pub mod fsck;
+pub mod handlers;
 pub mod images;
 pub mod import_image;
 pub mod pod_driver;
@@ -36,6 +37,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::domain::container::oci::HostFacts;
+use crate::domain::pod::cgroup::CgroupDriver;
 use crate::metrics::Metrics;
 use crate::ports::meter::Meter;
 use crate::ports::{Cgroups, Namespaces, Network, PodFiles, Records, Rootfs, Shims};
@@ -96,6 +98,8 @@ pub struct Shared {
     pub events: events::Events,
     /// What the machine can do.
     pub host: HostFacts,
+    /// OCI runtimes, and what can be done through each.
+    pub handlers: handlers::Handlers,
     /// The bundled runtime's binary, which is also the sandbox process.
     pub sandbox_binary: std::path::PathBuf,
     /// Counters and gauges.
@@ -122,6 +126,18 @@ impl Engine {
     #[must_use]
     pub fn new(shared: Arc<Shared>, images: Arc<images::Images>) -> Self {
         Self { shared, images }
+    }
+
+    /// Who makes the cgroups of containers.
+    #[must_use]
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.shared.ports.cgroups.driver()
+    }
+
+    /// The runtime handlers.
+    #[must_use]
+    pub fn handlers(&self) -> &handlers::Handlers {
+        &self.shared.handlers
     }
 
     /// The pod network.

@@ -324,6 +324,12 @@ pub fn read_pid_file(path: &Path) -> Result<u32, Failure> {
     })
 }
 
+/// The OCI document of a bundle, for people who look into it; none when there is none.
+pub async fn read_document(bundle: &Path) -> Option<serde_json::Value> {
+    let text = tokio::fs::read(bundle.join("config.json")).await.ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,7 @@ use axil_proto::ids::{ContainerId, ExecId, PodId};
 use crate::domain::container::phase::Exit;
 use crate::domain::container::record::ContainerRecord;
 use crate::domain::failure::Failure;
+use crate::domain::pod::cgroup::CgroupDriver;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::PodSpec;
 use crate::domain::pod::user_namespace::IdMappings;
@@ -216,7 +217,7 @@ pub trait Shims: Send + Sync {
 #[async_trait]
 pub trait Shim: Send + Sync {
     /// Starts the sandbox; answers the pid of the sandbox process when the bundle describes one.
-    async fn start_sandbox(&self, bundle: &Path) -> Answer<Option<u32>>;
+    async fn start_sandbox(&self, bundle: &Path, runtime: &OciRuntime) -> Answer<Option<u32>>;
     /// Returns when the shim, or the sandbox process, is gone.
     async fn sandbox_gone(&self);
     /// Makes a container's task; answers the pid of its process.
@@ -245,6 +246,17 @@ pub trait Shim: Send + Sync {
     async fn reopen_log(&self, container: &ContainerId) -> Answer<()>;
 }
 
+/// An OCI runtime, as a shim runs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciRuntime {
+    /// The binary.
+    pub binary: PathBuf,
+    /// Its state directory (`--root`), which runtimes do not share.
+    pub root: PathBuf,
+    /// Whether it has systemd make cgroups (`--systemd-cgroup`).
+    pub systemd_cgroup: bool,
+}
+
 /// A task to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskPlan {
@@ -252,6 +264,8 @@ pub struct TaskPlan {
     pub container: ContainerId,
     /// Its bundle, with config.json and a mounted rootfs.
     pub bundle: PathBuf,
+    /// What makes it, and later starts, signals and deletes it.
+    pub runtime: OciRuntime,
     /// Log file; none discards the output.
     pub log: Option<PathBuf>,
     /// Whether the process has a terminal.
@@ -300,12 +314,16 @@ pub enum TaskState {
 /// Names cgroups, and removes those that axil itself made as parents.
 #[async_trait]
 pub trait Cgroups: Send + Sync {
-    /// The cgroup path of a container of this pod.
-    fn container_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String;
+    /// Who makes the cgroups of containers.
+    fn driver(&self) -> CgroupDriver;
+    /// `linux.cgroupsPath` of a container of this pod.
+    fn cgroups_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String;
+    /// The cgroup of a container of this pod, as a path below each hierarchy.
+    fn container_dir(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String;
+    /// The cgroup around the containers of this pod, as a path below each hierarchy.
+    fn pod_dir(&self, pod: &PodId, spec: &PodSpec) -> String;
     /// Sets `oom_score_adj`, -1000 to 1000, of every process at or below a cgroup.
     async fn set_oom_score_adj(&self, path: &str, score: i64) -> Answer<()>;
-    /// The cgroup path around the containers of this pod.
-    fn pod_path(&self, pod: &PodId, spec: &PodSpec) -> String;
     /// Kills what is left in the pod's cgroups and removes the ones axil made; none is success.
     async fn remove(&self, pod: &PodId, spec: &PodSpec, containers: &[ContainerId]) -> Answer<()>;
 }

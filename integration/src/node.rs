@@ -44,6 +44,8 @@ pub struct NodeOptions {
     pub progress_timeout: Option<&'static str>,
     /// More lines of `[images]`.
     pub images: Vec<String>,
+    /// More tables of the file, each with its heading.
+    pub tables: String,
     /// `[cni] plugin_timeout`.
     pub plugin_timeout: Option<&'static str>,
     /// Value of `AXIL_FAULT` for the first start.
@@ -443,6 +445,7 @@ fn configuration(ground: &Ground, metrics_port: u16, options: &NodeOptions) -> R
             text.push_str(&format!("{key} = \"{}\"\n", path.display()));
         }
     }
+    text.push_str(&options.tables);
     Ok(text)
 }
 

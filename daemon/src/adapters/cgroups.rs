@@ -1,11 +1,12 @@
 //! cgroups that axil makes around containers: where they are, and their removal.
 //!
-//! Containers live at `<parent>/<container>`. The kubelet makes the parent and removes it; without one
-//! the parent is `<axil's parent>/<pod>`, which is removed here.
+//! `domain/pod/cgroup.rs` has their names. The kubelet makes the parent of a pod's containers and removes it;
+//! without one the parent is axil's, and is removed here, or as a slice stopped.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,12 @@ use async_trait::async_trait;
 use axil_proto::ids::{ContainerId, PodId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::process::Command;
 
 use super::meter::Hierarchies;
 use super::oom_score;
 use crate::domain::failure::{Class, Failure};
+use crate::domain::pod::cgroup::{CgroupDriver, CgroupNames};
 use crate::domain::pod::spec::PodSpec;
 use crate::engine::spawn::blocking;
 use crate::ports::{Answer, Cgroups};
@@ -27,35 +30,30 @@ const EMPTY: Duration = Duration::from_secs(5);
 /// Pause between two looks at a cgroup that is not empty yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// How long systemd may take to stop a slice whose processes are gone.
+const UNIT_STOP: Duration = Duration::from_secs(10);
+
 /// cgroupfs hierarchies of this machine.
 #[derive(Debug, Clone)]
 pub struct CgroupTree {
     mounts: Vec<PathBuf>,
     hierarchies: Arc<Hierarchies>,
-    parent: String,
+    names: CgroupNames,
 }
 
 impl CgroupTree {
-    /// Finds the mounted hierarchies; `parent` is axil's own cgroup below each.
+    /// Finds the mounted hierarchies.
     ///
     /// # Errors
     /// The kernel's mount table cannot be read.
-    pub fn open(parent: &str) -> Result<Self, Failure> {
+    pub fn open(names: CgroupNames) -> Result<Self, Failure> {
         let table = fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Failure::io("read /proc/self/mountinfo", &error))?;
         Ok(Self {
             mounts: cgroup_mounts(&table),
             hierarchies: Arc::new(Hierarchies::open()?),
-            parent: parent.to_owned(),
+            names,
         })
-    }
-
-    fn pod_parent(&self, pod: &PodId, spec: &PodSpec) -> String {
-        if spec.cgroup_parent.is_empty() {
-            format!("{}/{pod}", self.parent)
-        } else {
-            spec.cgroup_parent.trim_end_matches('/').to_owned()
-        }
     }
 
     fn remove_everywhere(&self, path: &str) -> Answer<()> {
@@ -68,8 +66,22 @@ impl CgroupTree {
 
 #[async_trait]
 impl Cgroups for CgroupTree {
-    fn container_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String {
-        format!("{}/{container}", self.pod_parent(pod, spec))
+    fn driver(&self) -> CgroupDriver {
+        self.names.driver()
+    }
+
+    fn cgroups_path(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String {
+        let (pod, parent) = (pod.as_str(), &spec.cgroup_parent);
+        self.names.cgroups_path(pod, parent, container)
+    }
+
+    fn container_dir(&self, pod: &PodId, spec: &PodSpec, container: &str) -> String {
+        let (pod, parent) = (pod.as_str(), &spec.cgroup_parent);
+        self.names.container_dir(pod, parent, container)
+    }
+
+    fn pod_dir(&self, pod: &PodId, spec: &PodSpec) -> String {
+        self.names.pod_dir(pod.as_str(), &spec.cgroup_parent)
     }
 
     async fn set_oom_score_adj(&self, path: &str, score: i64) -> Answer<()> {
@@ -80,32 +92,63 @@ impl Cgroups for CgroupTree {
         .await
     }
 
-    fn pod_path(&self, pod: &PodId, spec: &PodSpec) -> String {
-        self.pod_parent(pod, spec)
-    }
-
     async fn remove(&self, pod: &PodId, spec: &PodSpec, containers: &[ContainerId]) -> Answer<()> {
+        let (names, parent) = (&self.names, &spec.cgroup_parent);
         let mut paths: Vec<String> = containers
             .iter()
-            .map(|one| self.container_path(pod, spec, one.as_str()))
+            .map(|one| self.container_dir(pod, spec, one.as_str()))
             .collect();
-        paths.push(self.container_path(pod, spec, pod.as_str()));
-        if spec.cgroup_parent.is_empty() {
-            paths.push(self.pod_parent(pod, spec));
+        paths.push(self.container_dir(pod, spec, pod.as_str()));
+        let slice = names.own_slice(pod.as_str(), parent);
+        if parent.is_empty() && slice.is_none() {
+            paths.push(names.pod_dir(pod.as_str(), parent));
         }
         let tree = self.clone();
         blocking("remove cgroups", move || {
             for path in paths {
                 tree.remove_everywhere(&path)?;
             }
-            // axil's own parent goes with the last pod; another pod keeps it, which is no failure.
-            for mount in &tree.mounts {
-                let _kept = fs::remove_dir(mount.join(tree.parent.trim_start_matches('/')));
+            if tree.names.driver() == CgroupDriver::Cgroupfs {
+                // axil's own parent goes with the last pod; another pod keeps it, which is no failure.
+                let own = tree.names.own_dir();
+                for mount in &tree.mounts {
+                    let _kept = fs::remove_dir(mount.join(own.trim_start_matches('/')));
+                }
             }
             Ok(())
         })
-        .await
+        .await?;
+        match slice {
+            Some(slice) => stop_unit(&slice).await,
+            None => Ok(()),
+        }
     }
+}
+
+/// Stops a unit of systemd and waits for it; one that is not loaded is stopped.
+async fn stop_unit(unit: &str) -> Answer<()> {
+    let what = format!("systemctl stop {unit}");
+    let output = Command::new("systemctl")
+        .args(["--quiet", "stop", unit])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(UNIT_STOP, output).await.map_err(|_| {
+        let message = format!("{what}: no answer within {UNIT_STOP:?}");
+        Failure::new(Class::DeadlineExceeded, message)
+    })?;
+    let output = output.map_err(|error| Failure::io(&what, &error))?;
+    // systemctl(1) answers 5 for a unit that is not loaded.
+    if output.status.success() || output.status.code() == Some(5) {
+        return Ok(());
+    }
+    let said: String = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .chars()
+        .take(512)
+        .collect();
+    let message = format!("{what}: {}: {said}", output.status);
+    Err(Failure::new(Class::Internal, message))
 }
 
 /// Mount points of cgroup hierarchies in a mountinfo table (proc(5)).

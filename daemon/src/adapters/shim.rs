@@ -24,15 +24,11 @@ const QUICK: Duration = Duration::from_secs(5);
 /// How long the sandbox process may take to end after SIGTERM.
 const SANDBOX_GRACE: Duration = Duration::from_secs(2);
 
-/// Which binaries serve pods, and where their run-time files go.
+/// Which binary serves pods, and where its run-time files go.
 #[derive(Debug, Clone)]
 pub struct ShimOptions {
     /// The shim binary.
     pub shim: PathBuf,
-    /// The OCI runtime binary the shim runs.
-    pub runtime: PathBuf,
-    /// State directory of the OCI runtime.
-    pub runtime_root: PathBuf,
     /// Directory of the shims' sockets.
     pub sockets: PathBuf,
 }
@@ -40,7 +36,7 @@ pub struct ShimOptions {
 /// Every pod's shim.
 #[derive(Debug)]
 pub struct ShimProcesses {
-    options: Arc<ShimOptions>,
+    options: ShimOptions,
     addresses: Mutex<BTreeMap<PodId, String>>,
 }
 
@@ -49,7 +45,7 @@ impl ShimProcesses {
     #[must_use]
     pub fn new(options: ShimOptions) -> Self {
         Self {
-            options: Arc::new(options),
+            options,
             addresses: Mutex::default(),
         }
     }
@@ -83,7 +79,7 @@ impl Shims for ShimProcesses {
     }
 
     async fn connect(&self, pod: &PodId, address: &str) -> Answer<Arc<dyn Shim>> {
-        let client = client::ShimClient::open(pod, address, Arc::clone(&self.options)).await?;
+        let client = client::ShimClient::open(pod, address).await?;
         lock(&self.addresses).insert(pod.clone(), address.to_owned());
         Ok(Arc::new(client))
     }

@@ -18,6 +18,7 @@ use super::chunks::Streamed;
 use super::convert::{container, need, pod, pod_metrics};
 use super::status::{call, unimplemented};
 use crate::domain::failure::Failure;
+use crate::domain::pod::cgroup::CgroupDriver;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 
@@ -34,37 +35,18 @@ pub struct RuntimeCalls {
     engine: Engine,
     metrics: Arc<Metrics>,
     config: serde_json::Value,
-    features: cri::RuntimeHandlerFeatures,
 }
 
 impl RuntimeCalls {
-    /// Serves this engine; `config` is shown in the verbose status, `features` are those of the handler.
+    /// Serves this engine; `config` is shown in the verbose status.
     #[must_use]
-    pub fn new(
-        engine: Engine,
-        metrics: Arc<Metrics>,
-        config: serde_json::Value,
-        features: cri::RuntimeHandlerFeatures,
-    ) -> Self {
+    pub fn new(engine: Engine, metrics: Arc<Metrics>, config: serde_json::Value) -> Self {
         Self {
             engine,
             metrics,
             config,
-            features,
         }
     }
-}
-
-/// Only the built-in handler exists; the empty name is it as well.
-fn check_handler(name: &str) -> Result<(), Failure> {
-    if name.is_empty() || name == "axil" {
-        return Ok(());
-    }
-    Err(Failure::invalid(
-        "runtime_handler",
-        name,
-        "is not configured; there is \"axil\"",
-    ))
 }
 
 fn seconds(field: &str, value: i64) -> Result<Duration, Failure> {
@@ -118,10 +100,14 @@ impl RuntimeService for RuntimeCalls {
                 condition("RuntimeReady", None),
                 condition("NetworkReady", network),
             ];
-            let handler = |name: &str| cri::RuntimeHandler {
+            let handlers = self.engine.handlers().all();
+            let runtime_handlers = handlers.map(|(name, handler)| cri::RuntimeHandler {
                 name: name.to_owned(),
-                features: Some(self.features),
-            };
+                features: Some(cri::RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: handler.host.recursive_read_only,
+                    user_namespaces: handler.host.no_user_namespaces.is_none(),
+                }),
+            });
             let mut info = HashMap::new();
             if request.into_inner().verbose {
                 info.insert("config".to_owned(), self.config.to_string());
@@ -131,7 +117,7 @@ impl RuntimeService for RuntimeCalls {
             Ok(cri::StatusResponse {
                 status: Some(cri::RuntimeStatus { conditions }),
                 info,
-                runtime_handlers: vec![handler(""), handler("axil")],
+                runtime_handlers: runtime_handlers.collect(),
                 features: Some(cri::RuntimeFeatures {
                     supplemental_groups_policy: true,
                     user_namespaces_host_network: false,
@@ -147,7 +133,10 @@ impl RuntimeService for RuntimeCalls {
         _request: Request<cri::RuntimeConfigRequest>,
     ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
         call(&self.metrics, "RuntimeConfig", async {
-            let cgroup_driver = cri::CgroupDriver::Cgroupfs as i32;
+            let cgroup_driver = match self.engine.cgroup_driver() {
+                CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+                CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+            } as i32;
             let linux = Some(cri::LinuxRuntimeConfiguration { cgroup_driver });
             Ok(cri::RuntimeConfigResponse { linux })
         })
@@ -160,8 +149,10 @@ impl RuntimeService for RuntimeCalls {
     ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
         call(&self.metrics, "RunPodSandbox", async {
             let request = request.into_inner();
-            check_handler(&request.runtime_handler)?;
-            let spec = pod::spec(need("config", request.config)?, request.runtime_handler)?;
+            self.engine.handlers().find(&request.runtime_handler)?;
+            let config = need("config", request.config)?;
+            let driver = self.engine.cgroup_driver();
+            let spec = pod::spec(config, request.runtime_handler, driver)?;
             let id = self.engine.run_pod_sandbox(spec).await?;
             Ok(cri::RunPodSandboxResponse {
                 pod_sandbox_id: id.to_string(),
@@ -211,6 +202,7 @@ impl RuntimeService for RuntimeCalls {
                     "timeline": view.record.timeline,
                     "info": {
                         "phase": view.record.phase.name(),
+                        "runtimeHandler": view.record.spec.runtime_handler,
                         "pid": sandbox.and_then(|sandbox| sandbox.pid),
                         "shim": sandbox.map(|sandbox| &sandbox.shim_address),
                         "namespaces": { "user": pins.user, "net": pins.net, "ipc": pins.ipc, "uts": pins.uts },
@@ -329,6 +321,7 @@ impl RuntimeService for RuntimeCalls {
                         "pid": pid.filter(|_| running),
                         "sandboxID": view.pod.as_str(),
                         "bundle": bundle,
+                        "runtimeSpec": crate::host::read_document(&bundle).await,
                     },
                 }));
             }

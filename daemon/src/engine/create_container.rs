@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axil_proto::ids::{ContainerId, PodId};
 
+use super::handlers::Handler;
 use super::steps::{Failed, Steps};
 use super::{Shared, spawn};
 use crate::domain::container::phase::ContainerPhase;
@@ -79,6 +80,7 @@ async fn sequence<'a>(
     } = work;
     let ports = &shared.ports;
     let spec = record.spec.clone();
+    let handler = shared.handlers.of(&work.pod_record.spec)?;
     record.stop_signal = oci::stop_signal(spec.stop_signal, image.config.stop_signal.as_deref())
         .map_err(Failure::from)?;
 
@@ -105,7 +107,7 @@ async fn sequence<'a>(
         .await?;
 
     let document = async {
-        let (document, user) = document(work, &spec, &rootfs, &volumes).await?;
+        let (document, user) = document(work, handler, &spec, &rootfs, &volumes).await?;
         ports.files.write_document(&bundle, document).await?;
         Ok(user)
     };
@@ -114,6 +116,7 @@ async fn sequence<'a>(
     let plan = TaskPlan {
         container: id.clone(),
         bundle: bundle.clone(),
+        runtime: handler.runtime.clone(),
         log: log_path(&work.pod_record.spec, &spec)?,
         terminal: spec.tty,
     };
@@ -174,6 +177,7 @@ async fn mount_volumes(
 /// The OCI document of a container and the user it runs as.
 async fn document(
     work: &Work,
+    handler: &Handler,
     spec: &ContainerSpec,
     rootfs: &Path,
     volumes: &[PathBuf],
@@ -213,7 +217,7 @@ async fn document(
     let pins = ports.namespaces.paths(pod, pod_spec);
     let seccomp_profile = match &security.seccomp {
         SecurityProfile::Localhost(path) if !security.privileged => {
-            Some(crate::host::read_seccomp_profile(path, shared.host.arch).await?)
+            Some(crate::host::read_seccomp_profile(path, handler.host.arch).await?)
         }
         SecurityProfile::Localhost(_)
         | SecurityProfile::Unset
@@ -240,7 +244,7 @@ async fn document(
             uts: pins.uts,
         },
         pid: &pid_namespace(work, spec)?,
-        cgroups_path: &ports.cgroups.container_path(pod, pod_spec, id.as_str()),
+        cgroups_path: &ports.cgroups.cgroups_path(pod, pod_spec, id.as_str()),
         pids_limit: None,
         files: &oci::PodFiles {
             resolv_conf: Some(paths.resolv_conf),
@@ -250,7 +254,8 @@ async fn document(
         },
         image_volumes: volumes,
         devices: &crate::host::resolve_devices(&spec.devices).await?,
-        host: &shared.host,
+        host: &handler.host,
+        annotations: &handler.annotations,
         seccomp_profile: seccomp_profile.as_ref(),
     };
     let document = oci::container_document(&input)?;

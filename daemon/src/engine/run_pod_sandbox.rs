@@ -60,10 +60,11 @@ async fn sequence<'a>(
 ) -> Result<Arc<dyn Shim>, Failure> {
     let ports = &shared.ports;
     let spec = record.spec.clone();
+    let handler = shared.handlers.of(&spec)?;
     let sysctls = oci::check_sysctls(&spec)
         .map_err(|error| Failure::new(error.class(), error.to_string()))?;
 
-    if let (Some(_), Some(lack)) = (spec.namespaces.user.ids(), &shared.host.no_user_namespaces) {
+    if let (Some(_), Some(lack)) = (spec.namespaces.user.ids(), &handler.host.no_user_namespaces) {
         let message = format!("namespace_options.userns_options.mode POD: {lack}");
         return Err(Failure::precondition(message));
     }
@@ -125,8 +126,8 @@ async fn sequence<'a>(
                     ipc: namespaces.ipc.clone(),
                     uts: namespaces.uts.clone(),
                 },
-                cgroups_path: &ports.cgroups.container_path(id, &spec, id.as_str()),
-                host: &shared.host,
+                cgroups_path: &ports.cgroups.cgroups_path(id, &spec, id.as_str()),
+                host: &handler.host,
             };
             let document = oci::sandbox_document(&input)
                 .map_err(|error| Failure::new(error.class(), error.to_string()))?;
@@ -136,7 +137,7 @@ async fn sequence<'a>(
                 .await?;
         }
         let shim = ports.shims.connect(id, &address).await?;
-        let pid = shim.start_sandbox(&bundle).await?;
+        let pid = shim.start_sandbox(&bundle, &handler.runtime).await?;
         Ok((shim, pid))
     };
     let (shim, pid) = steps.run("sandbox", start).await?;

@@ -145,7 +145,7 @@ impl Engine {
         let pod = self.shared.views.pod(&view.pod)?;
         let cgroups = &self.shared.ports.cgroups;
         Some(CgroupTarget {
-            path: cgroups.container_path(&pod.id, &pod.record.spec, view.id.as_str()),
+            path: cgroups.container_dir(&pod.id, &pod.record.spec, view.id.as_str()),
             made_at: view.record.created_at,
         })
     }
@@ -157,7 +157,7 @@ impl Engine {
                 .shared
                 .ports
                 .cgroups
-                .pod_path(&view.id, &view.record.spec),
+                .pod_dir(&view.id, &view.record.spec),
             made_at: view.record.created_at,
         }
     }

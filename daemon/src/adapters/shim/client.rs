@@ -1,7 +1,6 @@
 //! The ttrpc side of a shim: the task and sandbox services, in domain types.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,9 +21,9 @@ use prost_types::{Any, Timestamp};
 use ttrpc::asynchronous::Client;
 use ttrpc::proto::Code;
 
-use super::{QUICK, ShimOptions};
+use super::QUICK;
 use crate::domain::failure::{Class, Failure};
-use crate::ports::{Answer, ExecPlan, Shim, TaskExit, TaskPlan, TaskState};
+use crate::ports::{Answer, ExecPlan, OciRuntime, Shim, TaskExit, TaskPlan, TaskState};
 
 /// How long making, starting or deleting a process may take.
 const PROCESS: Duration = Duration::from_secs(60);
@@ -45,7 +44,6 @@ const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/
 #[derive(Debug)]
 pub(super) struct ShimClient {
     pod: PodId,
-    options: Arc<ShimOptions>,
     task: TaskClient,
     sandbox: SandboxClient,
     axil: AxilClient,
@@ -67,15 +65,10 @@ pub(super) async fn connect(address: &str) -> Answer<Client> {
 }
 
 impl ShimClient {
-    pub(super) async fn open(
-        pod: &PodId,
-        address: &str,
-        options: Arc<ShimOptions>,
-    ) -> Answer<Self> {
+    pub(super) async fn open(pod: &PodId, address: &str) -> Answer<Self> {
         let client = connect(address).await?;
         let shim = Self {
             pod: pod.clone(),
-            options,
             task: TaskClient::new(client.clone()),
             sandbox: SandboxClient::new(client.clone()),
             axil: AxilClient::new(client),
@@ -99,12 +92,12 @@ fn exec_id(exec: Option<&ExecId>) -> String {
 
 #[async_trait]
 impl Shim for ShimClient {
-    async fn start_sandbox(&self, bundle: &Path) -> Answer<Option<u32>> {
+    async fn start_sandbox(&self, bundle: &Path, runtime: &OciRuntime) -> Answer<Option<u32>> {
         let sandbox_id = self.pod.to_string();
         let create = CreateSandboxRequest {
             sandbox_id: sandbox_id.clone(),
             bundle_path: bundle.display().to_string(),
-            options: Some(runtime_options(&self.options)),
+            options: Some(runtime_options(runtime)),
             ..CreateSandboxRequest::default()
         };
         let made = self.sandbox.create_sandbox(&create, QUICK).await;
@@ -139,7 +132,7 @@ impl Shim for ShimClient {
                 uri.clone()
             },
             stdout: uri,
-            options: Some(runtime_options(&self.options)),
+            options: Some(runtime_options(&plan.runtime)),
             ..CreateTaskRequest::default()
         };
         let made = self.task.create(&request, PROCESS).await;
@@ -271,10 +264,11 @@ impl Shim for ShimClient {
     }
 }
 
-fn runtime_options(options: &ShimOptions) -> Any {
+fn runtime_options(runtime: &OciRuntime) -> Any {
     let value = Options {
-        binary_name: options.runtime.display().to_string(),
-        root: options.runtime_root.display().to_string(),
+        binary_name: runtime.binary.display().to_string(),
+        root: runtime.root.display().to_string(),
+        systemd_cgroup: runtime.systemd_cgroup,
         ..Options::default()
     };
     Any {

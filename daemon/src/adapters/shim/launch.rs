@@ -168,8 +168,6 @@ async fn run(
         .current_dir(bundle)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("AXIL_RUNTIME", &options.runtime)
-        .env("AXIL_RUNTIME_ROOT", &options.runtime_root)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -6,6 +6,7 @@ use axil_proto::cri;
 
 use super::{need, resources};
 use crate::domain::failure::{Class, Failure};
+use crate::domain::pod::cgroup::CgroupDriver;
 use crate::domain::pod::spec::{
     DnsSpec, NamespaceMode, NamespaceModes, PodMetadata, PodSecurity, PodSpec, PortMapping,
     PortProtocol, SecurityProfile,
@@ -27,7 +28,11 @@ const MAX_MAP: usize = 512 << 10;
     deprecated,
     reason = "old kubelets still send profiles in the old fields; the new ones win"
 )]
-pub fn spec(config: cri::PodSandboxConfig, runtime_handler: String) -> Result<PodSpec, Failure> {
+pub fn spec(
+    config: cri::PodSandboxConfig,
+    runtime_handler: String,
+    driver: CgroupDriver,
+) -> Result<PodSpec, Failure> {
     let metadata = metadata(need("config.metadata", config.metadata)?)?;
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
@@ -66,7 +71,12 @@ pub fn spec(config: cri::PodSandboxConfig, runtime_handler: String) -> Result<Po
     check_map("config.annotations", &config.annotations)?;
     check_hostname(&config.hostname, host_network)?;
     check_log_directory(&config.log_directory)?;
-    check_cgroup_parent(&linux.cgroup_parent)?;
+    let parent = &linux.cgroup_parent;
+    if !parent.is_empty() {
+        driver
+            .check_parent(parent)
+            .map_err(|why| Failure::invalid("config.linux.cgroup_parent", parent, why))?;
+    }
     Ok(PodSpec {
         metadata,
         runtime_handler,
@@ -185,23 +195,6 @@ fn check_log_directory(path: &str) -> Result<(), Failure> {
     }
     Err(Failure::invalid(
         "config.log_directory",
-        path,
-        "must be an absolute path without ..",
-    ))
-}
-
-fn check_cgroup_parent(path: &str) -> Result<(), Failure> {
-    if path.ends_with(".slice") {
-        let why = "is a systemd slice: axil is configured for cgroupfs";
-        return Err(Failure::invalid("config.linux.cgroup_parent", path, why));
-    }
-    let plain = path.split('/').all(|part| part != ".." && part != ".");
-    if path.is_empty() || (path.starts_with('/') && path.len() > 1 && plain && !path.contains('\0'))
-    {
-        return Ok(());
-    }
-    Err(Failure::invalid(
-        "config.linux.cgroup_parent",
         path,
         "must be an absolute path without ..",
     ))
@@ -520,13 +513,13 @@ mod tests {
     fn refused(change: impl FnOnce(&mut cri::PodSandboxConfig), names: &str) {
         let mut wire = config();
         change(&mut wire);
-        let failure = spec(wire, String::new()).unwrap_err();
+        let failure = spec(wire, String::new(), CgroupDriver::Cgroupfs).unwrap_err();
         assert!(failure.message.contains(names), "{failure}");
     }
 
     #[test]
     fn the_plainest_pod_is_taken() {
-        let spec = spec(config(), String::new()).unwrap();
+        let spec = spec(config(), String::new(), CgroupDriver::Cgroupfs).unwrap();
         assert!(spec.shares_pid(), "POD is the CRI's zero value");
         assert!(!spec.host_network());
     }

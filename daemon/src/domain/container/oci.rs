@@ -2,8 +2,8 @@
 //! the image says and what the host can do. Every refusal of a CreateContainer that needs no look at the disk
 //! is here or in a module below.
 //!
-//! Labels and annotations, of the request or of the image, never reach a document (CVE-2023-6476,
-//! CVE-2026-53488, CVE-2026-94603): its annotations are axil's own.
+//! Labels, and annotations of images, never reach a document, annotations of the request only where the operator
+//! allows them for the runtime handler (CVE-2023-6476, CVE-2026-53488, CVE-2026-94603).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -133,8 +133,12 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
         });
     }
 
-    let mut annotations = annotations(pod, input.pod_id, "container");
-    annotations.insert(CONTAINER_NAME, container.name.clone());
+    // Ours last: nobody passes for another pod.
+    let mut annotations = input
+        .annotations
+        .pick(&pod.annotations, &container.annotations);
+    annotations.extend(ours(pod, input.pod_id, "container"));
+    annotations.insert(CONTAINER_NAME.to_owned(), container.name.clone());
     let shown = |paths: &[String], field| -> Result<Vec<String>, OciError> {
         if security.privileged {
             return Ok(Vec::new());
@@ -232,7 +236,7 @@ pub fn sandbox_document(input: &SandboxInput<'_>) -> Result<Document, OciError> 
             ..Process::default()
         },
         mounts: mounts::sandbox_mounts(input.runtime_binary)?,
-        annotations: annotations(pod, input.pod_id, "sandbox"),
+        annotations: ours(pod, input.pod_id, "sandbox"),
         linux: Linux {
             uid_mappings: ids.map(|ids| runs(&ids.uids)).unwrap_or_default(),
             gid_mappings: ids.map(|ids| runs(&ids.gids)).unwrap_or_default(),
@@ -290,14 +294,16 @@ fn runs(mappings: &[IdMapping]) -> Vec<IdRun> {
     mappings.iter().map(run).collect()
 }
 
-fn annotations(pod: &PodSpec, pod_id: &str, kind: &str) -> BTreeMap<&'static str, String> {
-    BTreeMap::from([
+/// The annotations that every document has.
+fn ours(pod: &PodSpec, pod_id: &str, kind: &str) -> BTreeMap<String, String> {
+    let pairs = [
         (CONTAINER_TYPE, kind.to_owned()),
         (SANDBOX_ID, pod_id.to_owned()),
         (SANDBOX_NAME, pod.metadata.name.clone()),
         (SANDBOX_NAMESPACE, pod.metadata.namespace.clone()),
         (SANDBOX_UID, pod.metadata.uid.clone()),
-    ])
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// Privileged containers have no filter, whatever they ask for, as everywhere in Kubernetes.

@@ -54,7 +54,7 @@ impl PodDriver {
         }
         container.lane = Lane::Updating(reply);
         let cgroups = &shared.ports.cgroups;
-        let cgroup = cgroups.container_path(&self.id, &self.record.spec, id.as_str());
+        let cgroup = cgroups.container_dir(&self.id, &self.record.spec, id.as_str());
         let work = Work {
             shared,
             id: id.clone(),

@@ -22,8 +22,8 @@ pub struct RuntimeSpec {
     pub process: Process,
     /// Mounts in the order they are made.
     pub mounts: Vec<Mount>,
-    /// Annotations, ours only.
-    pub annotations: BTreeMap<&'static str, String>,
+    /// Annotations: ours, and what the operator allows.
+    pub annotations: BTreeMap<String, String>,
     /// What is of Linux.
     pub linux: Linux,
 }

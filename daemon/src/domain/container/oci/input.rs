@@ -9,6 +9,7 @@ use crate::domain::container::seccomp::{Arch, Seccomp};
 use crate::domain::container::spec::ContainerSpec;
 use crate::domain::container::user::ResolvedUser;
 use crate::domain::pod::spec::PodSpec;
+use crate::domain::runtime_handler::AnnotationPatterns;
 
 /// What an image's configuration says about its process. Hostile text, checked where it is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,6 +130,8 @@ pub struct ContainerInput<'a> {
     pub host: &'a HostFacts,
     /// The profile of the node the container names, if it names one.
     pub seccomp_profile: Option<&'a Seccomp>,
+    /// Annotations that the operator lets reach the OCI runtime.
+    pub annotations: &'a AnnotationPatterns,
 }
 
 /// All that the document of a sandbox process is made from.

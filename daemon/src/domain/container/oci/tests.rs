@@ -15,6 +15,7 @@ use crate::domain::container::user::ResolvedUser;
 use crate::domain::failure::Failure;
 use crate::domain::pod::spec::{NamespaceModes, PodMetadata, PodSecurity};
 use crate::domain::resources::LinuxResources;
+use crate::domain::runtime_handler::AnnotationPatterns;
 
 mod confinement;
 mod mounts;
@@ -114,6 +115,7 @@ struct Fixture {
     devices: Vec<HostDevice>,
     host: HostFacts,
     profile: Option<Seccomp>,
+    annotations: AnnotationPatterns,
 }
 
 impl Fixture {
@@ -160,6 +162,7 @@ impl Fixture {
                 ..HostFacts::default()
             },
             profile: None,
+            annotations: AnnotationPatterns::default(),
         }
     }
 
@@ -179,6 +182,7 @@ impl Fixture {
             devices: &self.devices,
             host: &self.host,
             seccomp_profile: self.profile.as_ref(),
+            annotations: &self.annotations,
         })
     }
 

@@ -566,7 +566,9 @@ pub fn default_file() -> String {
             section = table;
             text.push_str(&format!("\n[{table}]\n"));
         }
-        text.push_str(&format!("# {help}\n{last} = {default}\n"));
+        // An empty table in the file would forbid the sections of its entries.
+        let mark = if *default == "{}" { "# " } else { "" };
+        text.push_str(&format!("# {help}\n{mark}{last} = {default}\n"));
     }
     text
 }

@@ -19,6 +19,7 @@ pub struct RuntimeConfig {
     /// Annotations its runtime is told.
     pub allowed_annotations: Vec<String>,
     /// Further handlers by name.
+    #[serde(default)]
     pub handlers: BTreeMap<String, HandlerConfig>,
 }
 

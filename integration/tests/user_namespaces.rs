@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use axil_integration::build::{ContainerBuilder, PodBuilder};
+use axil_integration::eventually::eventually;
 use axil_integration::images::{Compression, Entry, Image, Layer, busybox};
 use axil_integration::lab::Lab;
 use axil_integration::node::{Node, NodeOptions};
@@ -89,7 +90,7 @@ fn check(lab: &Lab, node: &Node) {
 
     let pod = node.up(&pod(lab, "users")).unwrap();
     let container = ContainerBuilder::new("c", &image)
-        .shell("echo started; sleep 300")
+        .shell("echo started > /dev/stdout; echo wrong > /dev/stderr; sleep 300")
         .mount(volume.to_str().unwrap(), "/volume", false)
         .image_volume(&image, "srv", "/image")
         .with(|config| {
@@ -131,6 +132,7 @@ fn check(lab: &Lab, node: &Node) {
             "0 0 0",
         ),
         ("touch /dev/shm/x && echo ok", "ok"),
+        ("stat -L -c %u /proc/1/fd/1 /proc/1/fd/2 | xargs", "0 0"),
         ("hostname", "users"),
         ("ip link set lo down && ip link set lo up && echo ok", "ok"),
         ("ls /sys/class/net | xargs", "eth0 lo"),
@@ -145,7 +147,8 @@ fn check(lab: &Lab, node: &Node) {
     let process = fs::metadata(format!("/proc/{}", pid_of(node, &id))).unwrap();
     assert_eq!((process.uid(), process.gid()), (ROOT, ROOT));
     assert_eq!(fs::metadata(volume.join("new")).unwrap().uid(), 5);
-    assert_eq!(node.log_of(&pod, "c").matches("started").count(), 1);
+    let log = node.log_of(&pod, "c");
+    assert!(log.contains("stdout F started") && log.contains("stderr F wrong"));
     let status = node.container_status(&id).unwrap();
     assert_eq!(status.mounts[0].uid_mappings, [mapping(0, ROOT, 65_536)]);
     let told = node
@@ -159,9 +162,14 @@ fn check(lab: &Lab, node: &Node) {
 
     // A user of the image, who is another one outside as well.
     let app = ContainerBuilder::new("app", &image)
-        .shell("sleep 300")
+        .shell("echo started > /dev/stdout; sleep 300")
         .uid(1000);
     let app = node.run_in(&pod, &app).unwrap();
+    eventually("a user of the pod writes to its log", || {
+        let log = node.log_of(&pod, "app");
+        log.contains("stdout F started").then_some(())
+    });
+    assert_eq!(node.sh(&app, "stat -L -c %u /proc/1/fd/1"), "1000");
     let process = fs::metadata(format!("/proc/{}", pid_of(node, &app))).unwrap();
     assert_eq!(process.uid(), ROOT + 1000);
     // Both are in the pod's namespace; so is the network's owner.

@@ -190,18 +190,7 @@ fn try_ids(top: &OwnedFd, trial: &Path, ids: BorrowedFd<'_>) -> Result<(), Strin
     let lower = open_dir(&dir, b"lower").map_err(failed("open a directory"))?;
     mkdirat(&lower, "inside", Mode::RWXU).map_err(failed("create a directory"))?;
     let below = |name: &str| trial.join(name).display().to_string();
-    let overlay = Mount {
-        kind: "overlay".to_owned(),
-        source: "overlay".to_owned(),
-        target: None,
-        options: vec![
-            "index=off".to_owned(),
-            "volatile".to_owned(),
-            format!("lowerdir={}", below("lower")),
-            format!("upperdir={}", below("upper")),
-            format!("workdir={}", below("work")),
-        ],
-    };
+    let overlay = overlay(&below("lower"), &below("upper"), &below("work"));
     let place = trial.join("place");
     mount::mount_mapped(&overlay, &place, ids).map_err(|error| {
         let why = std::error::Error::source(&error).map_or(String::new(), |why| format!(": {why}"));

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use axil_snapshotter::{ErrorClass, Mount, mount};
 
 use crate::archive::{Archive, Head};
-use crate::world::{World, can_run, lowers, names, stack_of};
+use crate::world::{World, can_run, lowers, names, stack_of, xattr};
 
 #[test]
 fn privileged_a_container_writes_without_changing_the_image() {
@@ -266,8 +266,10 @@ fn privileged_a_container_of_a_user_namespace_owns_its_files() {
         size: 1,
         ..Head::new(name, b'0')
     };
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let archives = [
         Archive::new()
+            .pax(&[("SCHILY.xattr.security.capability", &capability)])
             .entry(&owned("root", 0), b"a")
             .entry(&owned("app", 33), b"b")
             .entry(&owned("stranger", 5000), b"c"),
@@ -297,6 +299,12 @@ fn privileged_a_container_of_a_user_namespace_owns_its_files() {
         ["", "root", "app", "dir/over", "link"].map(of)
     };
     let expected = [300_000, 300_000, 300_033, 300_007, 300_000].map(|id| (id, id));
+    // Capabilities of programs hold for the root of the namespace: revision 3 with its id.
+    let capable = || xattr(target.path().join("root"), "security.capability");
+    let mut third = capability.to_vec();
+    third[3] = 3;
+    third.extend(300_000_u32.to_le_bytes());
+    let third = Some(third);
 
     let mounts = world
         .store
@@ -304,6 +312,7 @@ fn privileged_a_container_of_a_user_namespace_owns_its_files() {
         .unwrap();
     mount::mount_mapped(&mounts[0], target.path(), namespace.as_fd()).unwrap();
     assert_eq!(owners(), expected);
+    assert_eq!(capable(), third);
     // What is written is the container's own, and copied up as it was seen.
     fs::write(target.path().join("app"), "more").unwrap();
     assert_eq!(owners(), expected);
@@ -337,6 +346,7 @@ fn privileged_a_container_of_a_user_namespace_owns_its_files() {
         };
         mount::mount_all(&mounts, target.path()).unwrap();
         assert_eq!(owners(), expected, "{key}");
+        assert_eq!(capable(), third, "{key}");
         assert_eq!(fs::read(target.path().join("app")).unwrap(), b"b");
         mount::unmount(target.path()).unwrap();
     }

@@ -15,6 +15,9 @@ pub const SHIM_NAMESPACE: &str = "k8s.io";
 /// The path is absolute and not percent-encoded. Below a directory that ends in `/./` no link is followed.
 pub const CRI_LOG_SCHEME: &str = "cri-log://";
 
+/// A task's stdout and stderr when nothing is logged, but clients may attach.
+pub const CRI_LOG_NONE: &str = "cri-log:none";
+
 /// OCI annotation that tells what a container is: [`CONTAINER_TYPE_SANDBOX`] or [`CONTAINER_TYPE_CONTAINER`].
 pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Value of [`CONTAINER_TYPE`] for the sandbox process.

@@ -6,6 +6,7 @@ pub mod log_pump;
 pub mod pipe;
 pub mod pty;
 pub mod stdin;
+mod tap;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,7 +17,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axil_proto::keys::CRI_LOG_SCHEME;
+use axil_proto::keys::{CRI_LOG_NONE, CRI_LOG_SCHEME};
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::io::Interest;
@@ -45,7 +46,7 @@ pub struct IoSpec {
     pub terminal: bool,
     /// Empty, or the path of a FIFO.
     pub stdin: String,
-    /// Empty, the path of a FIFO, `file://PATH` or `cri-log://PATH`.
+    /// Empty, the path of a FIFO, `file://PATH`, `cri-log://PATH` or `cri-log:none`.
     pub stdout: String,
     /// As `stdout`.
     pub stderr: String,
@@ -86,6 +87,12 @@ pub enum StdioError {
         /// Why it failed.
         source: io::Error,
     },
+    /// More clients than are served.
+    #[error("{limit} clients are attached already")]
+    Crowded {
+        /// How many are served.
+        limit: usize,
+    },
     /// The runtime did not hand over the terminal.
     #[error("receive the terminal from the runtime")]
     Console {
@@ -100,6 +107,7 @@ impl StdioError {
     pub fn code(&self) -> Code {
         match self {
             Self::Target { .. } => Code::INVALID_ARGUMENT,
+            Self::Crowded { .. } => Code::RESOURCE_EXHAUSTED,
             Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Code::INVALID_ARGUMENT
             }
@@ -114,7 +122,8 @@ enum Target {
     Null,
     Fifo(PathBuf),
     File(PathBuf),
-    CriLog(PathBuf),
+    /// Read by the shim; without a path it is not written anywhere.
+    CriLog(Option<PathBuf>),
 }
 
 impl Target {
@@ -127,12 +136,15 @@ impl Target {
         if text.is_empty() {
             return Ok(Self::Null);
         }
+        if text == CRI_LOG_NONE {
+            return Ok(Self::CriLog(None));
+        }
         if text.bytes().any(|b| b == 0) {
             return Err(error("must not contain a NUL"));
         }
         let (kind, path): (fn(PathBuf) -> Self, &str) =
             if let Some(path) = text.strip_prefix(CRI_LOG_SCHEME) {
-                (Self::CriLog, path)
+                (|path| Self::CriLog(Some(path)), path)
             } else if let Some(path) = text.strip_prefix("file://") {
                 (Self::File, path)
             } else if text.contains("://") {
@@ -304,6 +316,23 @@ impl ProcessIo {
         }
     }
 
+    /// Copies the output to the FIFOs at these paths as well; an empty path wants nothing. `None` when the
+    /// output is not read here.
+    pub async fn tap(&self, stdout: &str, stderr: &str) -> Option<Result<(), StdioError>> {
+        let log = self.log.as_ref()?;
+        match tap::Tap::open(stdout, stderr) {
+            Ok(tap) => Some(log.tap(tap).await),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Ends all copies of [`Self::tap`].
+    pub async fn untap(&self) {
+        if let Some(log) = &self.log {
+            log.untap().await;
+        }
+    }
+
     /// Opens the log again at its path. `None` when the process has no log.
     pub async fn reopen_log(&self) -> Option<Result<(), StdioError>> {
         match &self.log {
@@ -323,7 +352,8 @@ impl ProcessIo {
 /// Collects the streams that go to one log file.
 #[derive(Default)]
 struct LogSources {
-    file: Option<LogFile>,
+    /// Whether there is a log, and its file if it has one.
+    log: Option<Option<LogFile>>,
     streams: [Option<AsyncFd<OwnedFd>>; 2],
 }
 
@@ -331,12 +361,13 @@ impl LogSources {
     fn add(
         &mut self,
         field: &'static str,
-        path: PathBuf,
+        path: Option<PathBuf>,
         source: AsyncFd<OwnedFd>,
     ) -> Result<(), StdioError> {
-        match &self.file {
-            Some(file) if file.path() == path => {}
+        match &self.log {
+            Some(log) if log.as_ref().map(LogFile::path) == path.as_deref() => {}
             Some(_) => {
+                let path = path.unwrap_or_default();
                 return Err(StdioError::Target {
                     field,
                     reason: "must be the same log as stdout",
@@ -344,11 +375,14 @@ impl LogSources {
                 });
             }
             None => {
-                self.file = Some(LogFile::open(&path).map_err(|source| StdioError::Open {
-                    field,
-                    path,
-                    source,
-                })?);
+                let open = |path: PathBuf| {
+                    LogFile::open(&path).map_err(|source| StdioError::Open {
+                        field,
+                        path,
+                        source,
+                    })
+                };
+                self.log = Some(path.map(open).transpose()?);
             }
         }
         self.streams[usize::from(field == "stderr")] = Some(source);
@@ -356,7 +390,7 @@ impl LogSources {
     }
 
     fn start(self) -> Option<log_pump::LogPumpHandle> {
-        Some(log_pump::spawn(self.file?, self.streams))
+        Some(log_pump::spawn(self.log?, self.streams))
     }
 }
 
@@ -495,8 +529,16 @@ mod tests {
         check("", Target::Null);
         check("/a/b", Target::Fifo(path()));
         check("file:///a/b", Target::File(path()));
-        check("cri-log:///a/b", Target::CriLog(path()));
-        for bad in ["a/b", "file://a/b", "cri-log://a", "binary:///x", "/a\0b"] {
+        check("cri-log:///a/b", Target::CriLog(Some(path())));
+        check("cri-log:none", Target::CriLog(None));
+        for bad in [
+            "a/b",
+            "cri-log:nothing",
+            "file://a/b",
+            "cri-log://a",
+            "binary:///x",
+            "/a\0b",
+        ] {
             let error = Target::parse("stdout", bad).unwrap_err();
             assert_eq!(error.code(), Code::INVALID_ARGUMENT);
             assert!(error.to_string().contains("stdout"), "{error}");

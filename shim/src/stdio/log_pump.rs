@@ -1,4 +1,5 @@
-//! Writes the output streams of one container to its log, by one task, in the order it reads them.
+//! Writes the output streams of one container to its log and to who is attached, by one task, in the order it
+//! reads them.
 //!
 //! When the file system refuses (a full disk), the task stops reading, so that only this container
 //! waits once its pipe is full, and tries again until there is space. Writes go to the page cache
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cri_log::{LineEncoder, Stream};
 use super::log_file::LogFile;
 use super::pipe::{CHUNK, Read, read_some};
+use super::tap::{Tap, Taps};
 use super::{DRAIN_TIMEOUT, StdioError};
 use crate::clock::{RFC3339_LENGTH, rfc3339};
 use crate::log;
@@ -34,6 +36,8 @@ enum Command {
     Drain(oneshot::Sender<()>),
     Finish(oneshot::Sender<()>),
     Reopen(oneshot::Sender<Result<(), StdioError>>),
+    Tap(Tap, oneshot::Sender<Result<(), StdioError>>),
+    Untap(oneshot::Sender<()>),
 }
 
 /// Controls a log pump; it stops when the last one is dropped.
@@ -60,6 +64,21 @@ impl LogPumpHandle {
         self.ask(Command::Reopen).await.unwrap_or(Ok(()))
     }
 
+    /// Copies the output to a client as well.
+    ///
+    /// # Errors
+    /// Too many clients are attached.
+    pub(crate) async fn tap(&self, tap: Tap) -> Result<(), StdioError> {
+        self.ask(|done| Command::Tap(tap, done))
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    /// Ends the copies of all clients.
+    pub async fn untap(&self) {
+        let _ = self.ask(Command::Untap).await;
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (sender, receiver) = oneshot::channel();
         self.0.send(command(sender)).await.ok()?;
@@ -67,11 +86,12 @@ impl LogPumpHandle {
     }
 }
 
-/// Starts copying `streams`, stdout and stderr, to `file`.
-pub fn spawn(file: LogFile, streams: [Option<AsyncFd<OwnedFd>>; 2]) -> LogPumpHandle {
+/// Starts copying `streams`, stdout and stderr, to `file`, or to nowhere but attached clients.
+pub fn spawn(file: Option<LogFile>, streams: [Option<AsyncFd<OwnedFd>>; 2]) -> LogPumpHandle {
     let (sender, receiver) = mpsc::channel(COMMANDS);
     let pump = LogPump {
         file,
+        taps: Taps::default(),
         streams,
         encoders: [
             LineEncoder::new(Stream::Stdout),
@@ -96,7 +116,8 @@ enum Readiness {
 }
 
 struct LogPump {
-    file: LogFile,
+    file: Option<LogFile>,
+    taps: Taps,
     streams: [Option<AsyncFd<OwnedFd>>; 2],
     encoders: [LineEncoder; 2],
     /// What was read from stream `from`; `unread` of it is not yet encoded.
@@ -123,6 +144,13 @@ impl LogPump {
                     }
                     Some(Command::Reopen(done)) => {
                         let _ = done.send(self.reopen());
+                    }
+                    Some(Command::Tap(tap, done)) => {
+                        let _ = done.send(self.taps.add(tap));
+                    }
+                    Some(Command::Untap(done)) => {
+                        self.taps = Taps::default();
+                        let _ = done.send(());
                     }
                     Some(Command::Finish(done)) => {
                         self.finish().await;
@@ -183,8 +211,11 @@ impl LogPump {
         };
         match read {
             Read::Bytes(count) => {
-                self.unread = 0..count;
-                self.from = stream;
+                self.taps.copy(stream, &self.input[..count]);
+                if self.file.is_some() {
+                    self.unread = 0..count;
+                    self.from = stream;
+                }
             }
             Read::Empty => {}
             Read::End => {
@@ -208,10 +239,11 @@ impl LogPump {
     }
 
     fn write(&mut self) {
-        match self.file.write(&mut self.entries) {
+        let Some(file) = &mut self.file else { return };
+        match file.write(&mut self.entries) {
             Ok(()) => {
                 if self.retry.take().is_some() {
-                    let path = self.file.path();
+                    let path = file.path();
                     log::warn(format_args!(
                         "log {path:?} is written again after {} refusals",
                         self.failures
@@ -223,7 +255,7 @@ impl LogPump {
             Err(error) => {
                 self.failures += 1;
                 if self.retry.is_none() {
-                    let path = self.file.path();
+                    let path = file.path();
                     log::error(format_args!("write log {path:?}, trying again: {error}"));
                 }
                 let next = self.retry.map_or(RETRY_FIRST, |pause| pause * 2);
@@ -255,7 +287,7 @@ impl LogPump {
             self.drain().await;
             let Some(retry) = self.retry else { return };
             if Instant::now() + retry > deadline {
-                let path = self.file.path();
+                let path = self.file.as_ref().map(LogFile::path);
                 let lost = self.entries.len();
                 log::error(format_args!("log {path:?}: {lost} bytes and more are lost"));
                 return;
@@ -270,9 +302,12 @@ impl LogPump {
             // Best effort: what does not fit into the old file goes to the new one.
             self.write();
         }
-        self.file.reopen().map_err(|source| StdioError::Open {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.reopen().map_err(|source| StdioError::Open {
             field: "log",
-            path: self.file.path().to_owned(),
+            path: file.path().to_owned(),
             source,
         })?;
         if self.retry.is_some() {

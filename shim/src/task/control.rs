@@ -146,6 +146,28 @@ impl Pod {
         Ok(())
     }
 
+    /// Copies the output of a container to FIFOs as well, until it exits or they are not read.
+    ///
+    /// # Errors
+    /// The container is not there or has ended, has no output that could be copied, too many clients are
+    /// attached, or a FIFO cannot be opened.
+    pub async fn attach(&self, id: &str, stdout: &str, stderr: &str) -> Result<(), VerbError> {
+        let task = self.tasks.get(id)?;
+        if !task.init.phase().is_alive() {
+            return Err(VerbError::Precondition {
+                id: task.id.clone(),
+                reason: "a container that has ended has no output to attach to",
+            });
+        }
+        match task.init.io().tap(stdout, stderr).await {
+            Some(result) => Ok(result?),
+            None => Err(VerbError::Precondition {
+                id: task.id.clone(),
+                reason: "the shim does not read its output",
+            }),
+        }
+    }
+
     /// Opens the log of a container again at its path.
     ///
     /// # Errors

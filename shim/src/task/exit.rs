@@ -54,6 +54,8 @@ async fn settle_init(pod: &Pod, task: &Task, exit: Exit) {
     let details = task.details.get();
     let oom_killed = details.is_some_and(|d| d.oom.was_killed(d.cgroup.as_ref(), exit.status));
     task.init.io().drain().await;
+    // Order: who is attached has read all before the exit is told.
+    task.init.io().untap().await;
     // Order: the record is on disk before any client hears of the exit.
     if let Err(error) = ExitRecord::new(exit, oom_killed).write(&task.bundle) {
         log::error(format_args!("write the exit of {:?}: {error}", task.id));

@@ -3,6 +3,7 @@
 
 mod archive;
 pub mod cgroups;
+mod dial;
 pub mod durable;
 pub mod layers;
 pub mod meter;

@@ -29,6 +29,7 @@ use crate::adapters::rootfs::OverlayRootfs;
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
 use crate::config::{Config, LayerBounds};
 use crate::control;
+use crate::cri::streaming::{self, Streaming};
 use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
 use crate::engine::images::Images;
 use crate::engine::spawn::spawn;
@@ -105,7 +106,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         "cgroupDriver": config.cgroups.driver,
         "cgroupParent": config.cgroups.names()?.own_dir(),
     });
-    let runtime = RuntimeCalls::new(engine.clone(), Arc::clone(&metrics), info);
+    let streaming = stream(&config, &engine).await?;
+    let runtime = RuntimeCalls::new(engine.clone(), Arc::clone(&metrics), streaming, info);
     let store = config.root.join("snapshots").display().to_string();
     let images = ImageCalls::new(engine, Arc::clone(&metrics), store);
     let runtime = RuntimeServiceServer::new(runtime)
@@ -143,6 +145,30 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("calls still at work are cut");
     }
     Ok(())
+}
+
+/// Begins to serve exec, attach and port-forward.
+async fn stream(config: &Config, engine: &Engine) -> anyhow::Result<Arc<Streaming>> {
+    let tls = match config.streaming.tls() {
+        Some((certificate, key)) => Some(streaming::server_config(certificate, key)?),
+        None => None,
+    };
+    let address: SocketAddr = config
+        .streaming
+        .listen
+        .parse()
+        .context("streaming.listen")?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("streaming.listen: bind {address}"))?;
+    let address = listener.local_addr().context("streaming.listen")?;
+    let idle = config.streaming.idle_timeout;
+    let streaming = Arc::new(Streaming::new(address, tls.is_some(), idle));
+    spawn(
+        "streaming",
+        Arc::clone(&streaming).serve(listener, tls, engine.clone()),
+    );
+    tracing::debug!(%address, "streaming");
+    Ok(streaming)
 }
 
 /// Measures the writable layers of containers from time to time, one after the other.

@@ -13,9 +13,11 @@ use crate::domain::pod::cgroup::{CgroupDriver, CgroupNames};
 
 mod images;
 mod runtime;
+mod streaming;
 
 pub use images::{ImageConfig, LayerBounds};
 pub use runtime::{HandlerConfig, RuntimeConfig};
+pub use streaming::StreamingConfig;
 
 /// One key of the configuration file.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +59,26 @@ pub const KEYS: &[Key] = &[
         "metrics.listen",
         "\"127.0.0.1:9630\"",
         "Address of /metrics; empty serves none.",
+    ),
+    key(
+        "streaming.listen",
+        "\"127.0.0.1:0\"",
+        "Address of exec, attach and port-forward, for the kubelet of this node; port 0 is any.",
+    ),
+    key(
+        "streaming.tls_cert",
+        "\"\"",
+        "Certificate chain in PEM form; empty serves without TLS.",
+    ),
+    key(
+        "streaming.tls_key",
+        "\"\"",
+        "Private key of streaming.tls_cert in PEM form.",
+    ),
+    key(
+        "streaming.idle_timeout",
+        "\"4h\"",
+        "A session in which nothing moves for this long is ended.",
     ),
     key(
         "log.level",
@@ -359,6 +381,8 @@ pub struct Config {
     pub listen: String,
     /// Metrics endpoint.
     pub metrics: MetricsConfig,
+    /// Exec, attach and port-forward.
+    pub streaming: StreamingConfig,
     /// Logs.
     pub log: LogConfig,
     /// Shim and OCI runtime.
@@ -509,6 +533,7 @@ impl Config {
                 "must be ADDRESS:PORT",
             );
         }
+        self.streaming.check()?;
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return wrong(
                 "log.format",
@@ -659,10 +684,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "ms" => Some(Duration::from_millis(number)),
         "s" => Some(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
         _ => None,
     };
     let positive = duration.filter(|duration| !duration.is_zero());
-    positive.ok_or_else(|| format!("{text:?} is no duration above 0 in ms, s or m"))
+    positive.ok_or_else(|| format!("{text:?} is no duration above 0 in ms, s, m or h"))
 }
 
 #[cfg(test)]
@@ -766,6 +792,8 @@ mod tests {
                 "[runtime.handlers.crun]\nbinary = '/b'\nallowed_annotations = ['a b']",
                 "runtime.handlers.crun.allowed_annotations",
             ),
+            ("[streaming]\nlisten = ''", "streaming.listen"),
+            ("[streaming]\ntls_cert = '/c'", "streaming.tls_key"),
             ("[network]\nbridge = 'a b'", "network.bridge"),
             ("[network]\nsubnets = ['x']", "network.subnets"),
             ("[network]\nmtu = 1", "network.mtu"),

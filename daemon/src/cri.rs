@@ -6,6 +6,7 @@ mod deadline;
 mod image_service;
 mod runtime_service;
 mod status;
+pub mod streaming;
 
 pub use deadline::Deadline;
 pub use image_service::ImageCalls;

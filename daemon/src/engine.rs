@@ -3,10 +3,13 @@
 //! Handlers send a command and wait; the work runs in the pod's driver and outlives a vanished caller.
 //! Queries read views and never wait for a driver.
 
+pub mod attach;
 pub mod create_container;
 pub mod events;
+pub mod exec;
 pub mod exec_sync;
 pub mod export_image;
+mod fifos;
 pub mod fsck;
 pub mod handlers;
 pub mod images;
@@ -14,6 +17,7 @@ pub mod import_image;
 pub mod pod_driver;
 pub mod pod_metrics;
 pub mod pods;
+pub mod port_forward;
 pub mod pull_image;
 pub mod queries;
 pub mod recover;
@@ -21,6 +25,7 @@ pub mod remove_container;
 pub mod remove_pod_sandbox;
 pub mod reopen_container_log;
 pub mod run_pod_sandbox;
+pub mod session;
 mod share_layers;
 pub mod spawn;
 pub mod start_container;
@@ -70,6 +75,8 @@ pub struct Bounds {
     pub kill: Duration,
     /// How long the output of an ended exec is read while something holds it open.
     pub exec_drain: Duration,
+    /// How long a command lives on after its client has hung up.
+    pub hang_up: Duration,
     /// How many pods are reconciled at once after a restart.
     pub recovery_width: usize,
     /// How long the reconciliation of one pod may take before it is left as it is recorded.
@@ -81,6 +88,7 @@ impl Default for Bounds {
         Self {
             kill: Duration::from_secs(10),
             exec_drain: Duration::from_secs(1),
+            hang_up: Duration::from_secs(5),
             recovery_width: 16,
             recovery: Duration::from_secs(8),
         }

@@ -2,8 +2,11 @@
 //! everyday build checks them). Each panics when something that must always hold does not.
 
 use axil_snapshotter::Digest;
+use bytes::BytesMut;
 
 use crate::adapters::registry::fuzzing;
+use crate::cri::streaming;
+use crate::cri::streaming::spdy::{Decoder, Encoder, Frame, MAX_HEADERS, MAX_PIECE, SpdyError};
 use crate::domain::image::manifest::{
     Document, DocumentRules, MAX_DESCRIPTORS, MAX_LAYER_BYTES, MAX_LAYERS, ManifestError, Platform,
     Step, Walk, parse_document,
@@ -104,16 +107,77 @@ pub fn registry_challenge(bytes: &[u8]) {
     fuzzing::registry_challenge(bytes);
 }
 
+/// What a client of the streaming server sends: the frames do not depend on how their bytes arrive, stay within
+/// their bounds, and are the same after they were sent on.
+pub fn spdy_frames(bytes: &[u8]) {
+    let whole = spdy_decode(bytes, bytes.len().max(1));
+    let torn = spdy_decode(bytes, 3);
+    assert_eq!(
+        whole.1.is_some(),
+        torn.1.is_some(),
+        "{:?} {:?}",
+        whole.1,
+        torn.1
+    );
+    let mut encoder = Encoder::default();
+    let mut sent = BytesMut::new();
+    for frame in &whole.0 {
+        match frame {
+            Frame::Data { bytes, .. } => assert!(bytes.len() <= MAX_PIECE),
+            Frame::SynStream { headers, .. }
+            | Frame::SynReply { headers, .. }
+            | Frame::Headers { headers, .. } => assert!(headers.len() <= MAX_HEADERS),
+            _ => {}
+        }
+        encoder
+            .encode(frame, &mut sent)
+            .expect("a frame that was taken can be sent");
+    }
+    let (again, error) = spdy_decode(&sent, sent.len().max(1));
+    assert_eq!(error, None);
+    assert_eq!(again, whole.0);
+}
+
+fn spdy_decode(bytes: &[u8], step: usize) -> (Vec<Frame>, Option<SpdyError>) {
+    let mut decoder = Decoder::default();
+    let mut buffer = BytesMut::new();
+    let mut frames = Vec::new();
+    for piece in bytes.chunks(step) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match decoder.decode(&mut buffer) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => return (frames, Some(error)),
+            }
+        }
+    }
+    (frames, None)
+}
+
+/// Messages of a client of the streaming server over WebSocket.
+pub fn websocket_frames(bytes: &[u8]) {
+    streaming::fuzzing::websocket_frames(bytes);
+}
+
+/// A request to the streaming server.
+pub fn upgrade_request(bytes: &[u8]) {
+    streaming::fuzzing::upgrade_request(bytes);
+}
+
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its file in `fuzz/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("hosts_toml", hosts_toml),
     ("image_index", image_index),
     ("image_manifest", image_manifest),
     ("image_reference", image_reference),
     ("registry_challenge", registry_challenge),
+    ("spdy_frames", spdy_frames),
+    ("upgrade_request", upgrade_request),
+    ("websocket_frames", websocket_frames),
 ];
 
 #[cfg(test)]

@@ -54,6 +54,12 @@ pub struct ResultLabel {
     result: &'static str,
 }
 
+/// Kind of a streaming session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    kind: &'static str,
+}
+
 /// Every metric of the daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -66,9 +72,11 @@ pub struct Metrics {
     pulls_in_flight: Gauge,
     pulled_bytes: Counter,
     listeners_cut: Counter,
+    sessions: Family<KindLabel, Gauge>,
+    tasks: Gauge,
 }
 
-/// Counts a pull as in flight until it is dropped.
+/// Counts a pull or session as in flight until it is dropped.
 #[derive(Debug)]
 pub struct InFlight(Gauge);
 
@@ -124,6 +132,14 @@ impl Default for Metrics {
             "Clients of container events that did not read and were let go of",
             listeners_cut.clone(),
         );
+        let sessions = Family::default();
+        registry.register(
+            "streaming_sessions",
+            "Exec, attach and port-forward sessions open now, by kind",
+            sessions.clone(),
+        );
+        let tasks = Gauge::default();
+        registry.register("tasks", "Tasks of the daemon alive now", tasks.clone());
         Self {
             registry,
             calls,
@@ -134,6 +150,8 @@ impl Default for Metrics {
             pulls_in_flight,
             pulled_bytes,
             listeners_cut,
+            sessions,
+            tasks,
         }
     }
 }
@@ -166,6 +184,14 @@ impl Metrics {
         self.listeners_cut.inc();
     }
 
+    /// Counts a streaming session as open until the answer is dropped.
+    #[must_use]
+    pub fn session_begins(&self, kind: &'static str) -> InFlight {
+        let gauge = self.sessions.get_or_create_owned(&KindLabel { kind });
+        gauge.inc();
+        InFlight(gauge)
+    }
+
     /// Everything, in Prometheus' text format; states are counted from the views now.
     #[must_use]
     pub fn render(&self, views: &Views) -> String {
@@ -194,6 +220,10 @@ impl Metrics {
             self.containers
                 .get_or_create(&StateLabel { state })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        if let Ok(reactor) = tokio::runtime::Handle::try_current() {
+            let tasks = reactor.metrics().num_alive_tasks();
+            self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
         // Ignored: writing to a String does not fail.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axil_proto::ids::{ContainerId, ExecId, PodId};
+use tokio::net::TcpStream;
 
 use crate::domain::container::phase::Exit;
 use crate::domain::container::record::ContainerRecord;
@@ -49,6 +50,8 @@ pub trait Namespaces: Send + Sync {
     fn paths(&self, pod: &PodId, spec: &PodSpec) -> NamespacePaths;
     /// Removes the pins.
     async fn unpin(&self, pod: &PodId) -> Answer<()>;
+    /// Connects to a port of a pod's loopback, IPv4 first; without a pin to the node's.
+    async fn dial(&self, netns: Option<&Path>, port: u16) -> Answer<TcpStream>;
 }
 
 /// Which namespaces a pod gets.
@@ -242,6 +245,19 @@ pub trait Shim: Send + Sync {
     async fn exec(&self, plan: &ExecPlan) -> Answer<()>;
     /// Changes limits of a task to those of an OCI resources document; all of them or none.
     async fn update(&self, container: &ContainerId, resources: Vec<u8>) -> Answer<()>;
+    /// The execs of a task that run.
+    async fn execs(&self, container: &ContainerId) -> Answer<Vec<ExecId>>;
+    /// Ends the input of a task or exec once nobody writes to it any more.
+    async fn close_stdin(&self, container: &ContainerId, exec: Option<&ExecId>) -> Answer<()>;
+    /// Sets the size of a task's or exec's terminal.
+    async fn resize(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        size: TerminalSize,
+    ) -> Answer<()>;
+    /// Copies a task's output to FIFOs as well, until it ends or they are not read in time.
+    async fn attach(&self, plan: &AttachPlan) -> Answer<()>;
     /// Opens the log file again at its path.
     async fn reopen_log(&self, container: &ContainerId) -> Answer<()>;
 }
@@ -266,7 +282,9 @@ pub struct TaskPlan {
     pub bundle: PathBuf,
     /// What makes it, and later starts, signals and deletes it.
     pub runtime: OciRuntime,
-    /// Log file; none discards the output.
+    /// FIFO of standard input; none is an empty input.
+    pub stdin: Option<PathBuf>,
+    /// Log file; without one the output is only for who attaches.
     pub log: Option<PathBuf>,
     /// Whether the process has a terminal.
     pub terminal: bool,
@@ -281,10 +299,34 @@ pub struct ExecPlan {
     pub exec: ExecId,
     /// OCI process document.
     pub process: Vec<u8>,
-    /// FIFO of standard output.
-    pub stdout: PathBuf,
-    /// FIFO of standard error.
-    pub stderr: PathBuf,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+    /// FIFO of standard input; none is an empty input.
+    pub stdin: Option<PathBuf>,
+    /// FIFO of standard output; none discards it.
+    pub stdout: Option<PathBuf>,
+    /// FIFO of standard error; none discards it.
+    pub stderr: Option<PathBuf>,
+}
+
+/// A client of a task's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachPlan {
+    /// The container.
+    pub container: ContainerId,
+    /// FIFO for standard output, if it is wanted.
+    pub stdout: Option<PathBuf>,
+    /// FIFO for standard error, if it is wanted.
+    pub stderr: Option<PathBuf>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Width.
+    pub columns: u16,
+    /// Height.
+    pub rows: u16,
 }
 
 /// How a task or exec ended.

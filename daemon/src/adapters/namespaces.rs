@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use axil_proto::ids::PodId;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::net::TcpStream;
 
 use super::durable::make_private_dir;
 use crate::domain::failure::{Class, Failure};
@@ -111,6 +112,10 @@ impl Namespaces for Pins {
             }
         })
         .await
+    }
+
+    async fn dial(&self, netns: Option<&Path>, port: u16) -> Answer<TcpStream> {
+        super::dial::dial(netns, port).await
     }
 }
 

@@ -17,9 +17,14 @@ use tonic::{Request, Response, Status};
 use super::chunks::Streamed;
 use super::convert::{container, need, pod, pod_metrics};
 use super::status::{call, unimplemented};
+use super::streaming::{Asked, Streaming};
 use crate::domain::failure::Failure;
 use crate::domain::pod::cgroup::CgroupDriver;
 use crate::engine::Engine;
+use crate::engine::attach::AttachOptions;
+use crate::engine::exec::ExecOptions;
+use crate::engine::port_forward::PortForwardOptions;
+use crate::engine::session::StreamsAsked;
 use crate::metrics::Metrics;
 
 /// Version of the kubelet's API that every runtime answers (the kubelet takes no other).
@@ -34,16 +39,23 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 pub struct RuntimeCalls {
     engine: Engine,
     metrics: Arc<Metrics>,
+    streaming: Arc<Streaming>,
     config: serde_json::Value,
 }
 
 impl RuntimeCalls {
     /// Serves this engine; `config` is shown in the verbose status.
     #[must_use]
-    pub fn new(engine: Engine, metrics: Arc<Metrics>, config: serde_json::Value) -> Self {
+    pub fn new(
+        engine: Engine,
+        metrics: Arc<Metrics>,
+        streaming: Arc<Streaming>,
+        config: serde_json::Value,
+    ) -> Self {
         Self {
             engine,
             metrics,
+            streaming,
             config,
         }
     }
@@ -366,28 +378,66 @@ impl RuntimeService for RuntimeCalls {
         .await
     }
 
-    // ---- not built yet: each answers UNIMPLEMENTED and is listed in the README ----
-
     async fn exec(
         &self,
-        _request: Request<cri::ExecRequest>,
+        request: Request<cri::ExecRequest>,
     ) -> Result<Response<cri::ExecResponse>, Status> {
-        Err(unimplemented(&self.metrics, "Exec"))
+        call(&self.metrics, "Exec", async {
+            let request = request.into_inner();
+            let options = ExecOptions {
+                container: request.container_id,
+                command: request.cmd,
+                streams: StreamsAsked {
+                    stdin: request.stdin,
+                    stdout: request.stdout,
+                    stderr: request.stderr,
+                    terminal: request.tty,
+                },
+            };
+            self.engine.check_exec(&options)?;
+            let url = self.streaming.url(Asked::Exec(options))?;
+            Ok(cri::ExecResponse { url })
+        })
+        .await
     }
 
     async fn attach(
         &self,
-        _request: Request<cri::AttachRequest>,
+        request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        Err(unimplemented(&self.metrics, "Attach"))
+        call(&self.metrics, "Attach", async {
+            let request = request.into_inner();
+            let options = AttachOptions {
+                container: request.container_id,
+                streams: StreamsAsked {
+                    stdin: request.stdin,
+                    stdout: request.stdout,
+                    stderr: request.stderr,
+                    terminal: request.tty,
+                },
+            };
+            self.engine.check_attach(&options)?;
+            let url = self.streaming.url(Asked::Attach(options))?;
+            Ok(cri::AttachResponse { url })
+        })
+        .await
     }
 
     async fn port_forward(
         &self,
-        _request: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        Err(unimplemented(&self.metrics, "PortForward"))
+        call(&self.metrics, "PortForward", async {
+            let request = request.into_inner();
+            let options = PortForwardOptions::new(request.pod_sandbox_id, &request.port)?;
+            self.engine.check_port_forward(&options)?;
+            let url = self.streaming.url(Asked::PortForward(options))?;
+            Ok(cri::PortForwardResponse { url })
+        })
+        .await
     }
+
+    // ---- not built yet: each answers UNIMPLEMENTED and is listed in the README ----
 
     async fn update_container_resources(
         &self,

@@ -7,7 +7,7 @@ use axil_proto::ids::{ContainerId, PodId};
 
 use super::handlers::Handler;
 use super::steps::{Failed, Steps};
-use super::{Shared, spawn};
+use super::{Shared, fifos, spawn};
 use crate::domain::container::phase::ContainerPhase;
 use crate::domain::container::record::{ContainerRecord, ResolvedUser};
 use crate::domain::container::spec::ContainerSpec;
@@ -17,6 +17,10 @@ use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::{NamespaceMode, PodSpec, SecurityProfile};
 use crate::ports::{Shim, TaskPlan, Users, VolumePlan};
+
+/// The FIFO of a container's standard input, in its bundle; lasting, so that clients may attach one after the
+/// other and after a restart of the daemon.
+pub(super) const STDIN: &str = "stdin";
 
 /// What CreateContainer works on.
 #[expect(missing_debug_implementations, reason = "holds the shim's connection")]
@@ -113,10 +117,12 @@ async fn sequence<'a>(
     };
     record.user = Some(steps.run("document", document).await?);
 
+    let stdin = spec.stdin.then(|| bundle.join(STDIN));
     let plan = TaskPlan {
         container: id.clone(),
         bundle: bundle.clone(),
         runtime: handler.runtime.clone(),
+        stdin: stdin.clone(),
         log: log_path(&work.pod_record.spec, &spec)?,
         terminal: spec.tty,
     };
@@ -127,7 +133,14 @@ async fn sequence<'a>(
         let _ended = tokio::time::timeout(shared.bounds.kill, wait).await;
         shim.delete(id, None).await
     };
-    steps.run_undo("task", shim.create(&plan), undo).await?;
+    let task = async {
+        // It goes with the bundle.
+        if let Some(stdin) = &stdin {
+            fifos::make(stdin)?;
+        }
+        shim.create(&plan).await
+    };
+    steps.run_undo("task", task, undo).await?;
 
     record.phase = ContainerPhase::Created;
     record.timeline = steps.timeline();

@@ -8,6 +8,7 @@ use axil_proto::ids::{ContainerId, ExecId};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
+use super::fifos::Fifo;
 use super::views::ContainerView;
 use super::{Engine, pods, spawn};
 use crate::domain::container::phase::ContainerPhase;
@@ -111,7 +112,21 @@ pub(super) async fn exec_process(
     let mut process = document["process"].take();
     process["args"] = serde_json::Value::from(command);
     process["terminal"] = terminal.into();
+    if terminal {
+        name_terminal(&mut process["env"]);
+    }
     serde_json::to_vec(&process).map_err(|error| Failure::internal("encode a process", &error))
+}
+
+/// Gives a process with a terminal a TERM, as containerd does, unless the container has its own.
+fn name_terminal(env: &mut serde_json::Value) {
+    if let Some(env) = env.as_array_mut()
+        && !env
+            .iter()
+            .any(|entry| entry.as_str().is_some_and(|e| e.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
+    }
 }
 
 /// Cuts two streams to [`MAX_OUTPUT`] together; each keeps at least half of that if it has as much.
@@ -134,30 +149,18 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn all(&self, process: Vec<u8>, timeout: Duration) -> Result<ExecOutput, Failure> {
-        let stdout = self.directory.join(format!("{}.out", self.exec));
-        let stderr = self.directory.join(format!("{}.err", self.exec));
-        let result = self.with_fifos(&stdout, &stderr, process, timeout).await;
-        for fifo in [&stdout, &stderr] {
-            remove_fifo(fifo);
-        }
-        result
-    }
-
-    async fn with_fifos(
-        &self,
-        stdout: &Path,
-        stderr: &Path,
-        process: Vec<u8>,
-        timeout: Duration,
-    ) -> Result<ExecOutput, Failure> {
-        let out = Capture::open(stdout)?;
-        let err = Capture::open(stderr)?;
+        let stdout = Fifo::make(self.directory.join(format!("{}.out", self.exec)))?;
+        let stderr = Fifo::make(self.directory.join(format!("{}.err", self.exec)))?;
+        let out = Capture::open(&stdout)?;
+        let err = Capture::open(&stderr)?;
         let plan = ExecPlan {
             container: self.container.clone(),
             exec: self.exec.clone(),
             process,
-            stdout: stdout.to_owned(),
-            stderr: stderr.to_owned(),
+            terminal: false,
+            stdin: None,
+            stdout: Some(stdout.path().to_owned()),
+            stderr: Some(stderr.path().to_owned()),
         };
         self.shim.exec(&plan).await?;
         let result = self.run(out, err, timeout).await;
@@ -212,14 +215,8 @@ struct Capturing {
 }
 
 impl Capture {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        use nix::sys::stat::Mode;
-        nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| {
-            Failure::io(format!("make the FIFO {}", path.display()), &errno.into())
-        })?;
-        let reader = pipe::OpenOptions::new()
-            .open_receiver(path)
-            .map_err(|error| Failure::io(format!("open the FIFO {}", path.display()), &error))?;
+    fn open(fifo: &Fifo) -> Result<Self, Failure> {
+        let reader = fifo.receiver()?;
         Ok(Self { reader })
     }
 
@@ -253,14 +250,6 @@ impl Capturing {
             self.task.abort();
         }
         std::mem::take(&mut super::lock(&self.bytes))
-    }
-}
-
-fn remove_fifo(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %path.display(), error = %error, "a FIFO stays");
     }
 }
 

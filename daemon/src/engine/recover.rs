@@ -7,7 +7,7 @@ use axil_proto::ids::{ContainerId, PodId};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::pod_driver::{Command, ExitSeen, PodDriver};
-use super::{Engine, Shared, lock, run_pod_sandbox, spawn, stop_pod_sandbox};
+use super::{Engine, Shared, exec, lock, run_pod_sandbox, spawn, stop_pod_sandbox};
 use crate::domain::container::phase::{ContainerPhase, Exit, ExitReason};
 use crate::domain::container::record::ContainerRecord;
 use crate::domain::failure::{Class, Failure};
@@ -195,6 +195,9 @@ async fn recover_container(
         0 => record.created_at,
         at => at,
     };
+    if let (TaskState::Running, Some(shim)) = (&state, shim) {
+        end_orphans(shared, id, shim).await;
+    }
     record.phase = match state {
         TaskState::Running => ContainerPhase::Running { started_at },
         TaskState::Created => ContainerPhase::Created,
@@ -222,6 +225,27 @@ async fn recover_container(
         tracing::error!(container.id = %id, error = %failure, "record not written");
     }
     Some(record)
+}
+
+/// Has the execs of an earlier daemon ended. Order: they are counted before this one serves, so that none of its
+/// own is among them; ending them takes its time.
+async fn end_orphans(shared: &Arc<Shared>, id: &ContainerId, shim: &Arc<dyn Shim>) {
+    let asked = tokio::time::timeout(shared.bounds.recovery, shim.execs(id)).await;
+    let execs = match asked {
+        Ok(Ok(execs)) => execs,
+        Ok(Err(failure)) => {
+            tracing::warn!(container.id = %id, error = %failure, "execs of an earlier life stay");
+            return;
+        }
+        Err(_) => return,
+    };
+    if execs.is_empty() {
+        return;
+    }
+    let (shared, shim, id) = (Arc::clone(shared), Arc::clone(shim), id.clone());
+    spawn::spawn("end orphaned execs", async move {
+        exec::end_orphans(&shared, shim.as_ref(), &id, &execs).await;
+    });
 }
 
 /// A container whose CreateContainer was interrupted was never acknowledged: it is undone.

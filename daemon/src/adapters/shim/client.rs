@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use axil_proto::ids::{ContainerId, ExecId, PodId};
 use axil_proto::keys;
 use axil_proto::shim::Status;
-use axil_proto::shim::axil::{ReopenLogRequest, ShimClient as AxilClient};
-use axil_proto::shim::options::Options;
+use axil_proto::shim::axil::{AttachRequest, ReopenLogRequest, ShimClient as AxilClient};
+use axil_proto::shim::options::{Options, ProcessDetails};
 use axil_proto::shim::sandbox::{
     CreateSandboxRequest, SandboxClient, StartSandboxRequest, WaitSandboxRequest,
 };
 use axil_proto::shim::task::{
-    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, StartRequest, StateRequest,
-    TaskClient, UpdateTaskRequest, WaitRequest,
+    CloseIoRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, PidsRequest,
+    ResizePtyRequest, StartRequest, StateRequest, TaskClient, UpdateTaskRequest, WaitRequest,
 };
 use prost::Message as _;
 use prost_types::{Any, Timestamp};
@@ -23,7 +23,9 @@ use ttrpc::proto::Code;
 
 use super::QUICK;
 use crate::domain::failure::{Class, Failure};
-use crate::ports::{Answer, ExecPlan, OciRuntime, Shim, TaskExit, TaskPlan, TaskState};
+use crate::ports::{
+    Answer, AttachPlan, ExecPlan, OciRuntime, Shim, TaskExit, TaskPlan, TaskState, TerminalSize,
+};
 
 /// How long making, starting or deleting a process may take.
 const PROCESS: Duration = Duration::from_secs(60);
@@ -86,6 +88,11 @@ impl ShimClient {
     }
 }
 
+/// A path of a request; empty when there is none.
+fn text(path: Option<&std::path::PathBuf>) -> String {
+    path.map_or_else(String::new, |path| path.display().to_string())
+}
+
 fn exec_id(exec: Option<&ExecId>) -> String {
     exec.map(ToString::to_string).unwrap_or_default()
 }
@@ -119,13 +126,15 @@ impl Shim for ShimClient {
     }
 
     async fn create(&self, plan: &TaskPlan) -> Answer<u32> {
-        let uri = plan.log.as_ref().map_or_else(String::new, |path| {
-            format!("{}{}", keys::CRI_LOG_SCHEME, path.display())
-        });
+        let uri = plan.log.as_ref().map_or_else(
+            || keys::CRI_LOG_NONE.to_owned(),
+            |path| format!("{}{}", keys::CRI_LOG_SCHEME, path.display()),
+        );
         let request = CreateTaskRequest {
             id: plan.container.to_string(),
             bundle: plan.bundle.display().to_string(),
             terminal: plan.terminal,
+            stdin: text(plan.stdin.as_ref()),
             stderr: if plan.terminal {
                 String::new()
             } else {
@@ -224,13 +233,14 @@ impl Shim for ShimClient {
         let request = ExecProcessRequest {
             id: plan.container.to_string(),
             exec_id: plan.exec.to_string(),
-            stdout: plan.stdout.display().to_string(),
-            stderr: plan.stderr.display().to_string(),
+            terminal: plan.terminal,
+            stdin: text(plan.stdin.as_ref()),
+            stdout: text(plan.stdout.as_ref()),
+            stderr: text(plan.stderr.as_ref()),
             spec: Some(Any {
                 type_url: PROCESS_TYPE.to_owned(),
                 value: plan.process.clone(),
             }),
-            ..ExecProcessRequest::default()
         };
         let added = self.task.exec(&request, QUICK).await;
         added
@@ -251,6 +261,59 @@ impl Shim for ShimClient {
         updated
             .map(|_| ())
             .map_err(|error| failure("change the resources", &error))
+    }
+
+    async fn execs(&self, container: &ContainerId) -> Answer<Vec<ExecId>> {
+        let request = PidsRequest {
+            id: container.to_string(),
+        };
+        let answer = self.task.pids(&request, QUICK).await;
+        let answer = answer.map_err(|error| failure("ask for the processes", &error))?;
+        let infos = answer.processes.into_iter().filter_map(|one| one.info);
+        let details = infos.filter_map(|info| ProcessDetails::decode(info.value.as_slice()).ok());
+        Ok(details.filter_map(|one| one.exec_id.parse().ok()).collect())
+    }
+
+    async fn close_stdin(&self, container: &ContainerId, exec: Option<&ExecId>) -> Answer<()> {
+        let request = CloseIoRequest {
+            id: container.to_string(),
+            exec_id: exec_id(exec),
+            stdin: true,
+        };
+        let closed = self.task.close_io(&request, QUICK).await;
+        closed
+            .map(|_| ())
+            .map_err(|error| failure("close the input", &error))
+    }
+
+    async fn resize(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        size: TerminalSize,
+    ) -> Answer<()> {
+        let request = ResizePtyRequest {
+            id: container.to_string(),
+            exec_id: exec_id(exec),
+            width: size.columns.into(),
+            height: size.rows.into(),
+        };
+        let resized = self.task.resize_pty(&request, QUICK).await;
+        resized
+            .map(|_| ())
+            .map_err(|error| failure("resize the terminal", &error))
+    }
+
+    async fn attach(&self, plan: &AttachPlan) -> Answer<()> {
+        let request = AttachRequest {
+            id: plan.container.to_string(),
+            stdout: text(plan.stdout.as_ref()),
+            stderr: text(plan.stderr.as_ref()),
+        };
+        let attached = self.axil.attach(&request, QUICK).await;
+        attached
+            .map(|_| ())
+            .map_err(|error| failure("attach to the container", &error))
     }
 
     async fn reopen_log(&self, container: &ContainerId) -> Answer<()> {

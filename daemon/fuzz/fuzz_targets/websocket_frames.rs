@@ -1,0 +1,6 @@
+//! Messages over WebSocket, as a client of the streaming server sends them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| axild::fuzzing::websocket_frames(bytes));

@@ -11,15 +11,16 @@ use anyhow::{Context as _, Result};
 use axil_proto::cri::image_service_client::ImageServiceClient;
 use axil_proto::cri::runtime_service_client::RuntimeServiceClient;
 use axil_proto::cri::{
-    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStats, ContainerStatsRequest,
-    ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
-    ExecSyncRequest, ExecSyncResponse, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
-    ImageStatusRequest, ImageStatusResponse, ListContainersRequest, ListImagesRequest,
-    ListPodSandboxRequest, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatus,
-    PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, RemoveContainerRequest,
-    RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
-    RuntimeConfigRequest, RuntimeConfigResponse, StartContainerRequest, StatusRequest,
-    StatusResponse, StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
+    AttachRequest, AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStats,
+    ContainerStatsRequest, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse,
+    CreateContainerRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse, Image,
+    ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec, ImageStatusRequest, ImageStatusResponse,
+    ListContainersRequest, ListImagesRequest, ListPodSandboxRequest, PodSandbox, PodSandboxConfig,
+    PodSandboxFilter, PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    PortForwardRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest, RuntimeConfigRequest,
+    RuntimeConfigResponse, StartContainerRequest, StatusRequest, StatusResponse,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest, VersionResponse,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
@@ -275,6 +276,40 @@ impl Cri {
             timeout,
         };
         call!(self.runtime.exec_sync(request))
+    }
+
+    /// Exec; answers the URL.
+    pub fn exec_url(&self, id: &str, cmd: &[&str], stdin: bool, tty: bool) -> Answer<String> {
+        let answer = call!(self.runtime.exec(ExecRequest {
+            container_id: id.to_owned(),
+            cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+            tty,
+            stdin,
+            stdout: true,
+            stderr: !tty,
+        }))?;
+        Ok(answer.url)
+    }
+
+    /// Attach; answers the URL.
+    pub fn attach_url(&self, id: &str, stdin: bool, tty: bool) -> Answer<String> {
+        let answer = call!(self.runtime.attach(AttachRequest {
+            container_id: id.to_owned(),
+            tty,
+            stdin,
+            stdout: true,
+            stderr: !tty,
+        }))?;
+        Ok(answer.url)
+    }
+
+    /// PortForward; answers the URL.
+    pub fn port_forward_url(&self, pod: &str, ports: &[i32]) -> Answer<String> {
+        let answer = call!(self.runtime.port_forward(PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            port: ports.to_vec(),
+        }))?;
+        Ok(answer.url)
     }
 
     /// ReopenContainerLog.

@@ -31,5 +31,6 @@ pub mod registry;
 pub mod runtime_bench;
 pub mod say;
 pub mod shelf;
+pub mod streaming;
 pub mod token;
 pub mod vm;

@@ -62,11 +62,6 @@ impl ChunkSender {
         self.empties.try_recv().unwrap_or_default()
     }
 
-    /// Returns a used buffer that came back, if there is one.
-    pub(crate) fn take_empty(&self) -> Option<Vec<u8>> {
-        self.empties.try_recv().ok()
-    }
-
     /// Passes a buffer on, waiting while the next stage is behind.
     pub(crate) fn send(&self, bytes: Vec<u8>) -> Result<(), Stopped> {
         if bytes.is_empty() {
@@ -83,7 +78,7 @@ impl ChunkSender {
 
 impl ChunkReceiver {
     /// Returns the next whole buffer, or `None` at the end of a complete stream.
-    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, Stopped> {
+    fn next(&mut self) -> Result<Option<Vec<u8>>, Stopped> {
         match self.from.recv() {
             Ok(Message::Bytes(bytes)) => Ok(Some(bytes)),
             Ok(Message::End) => {
@@ -98,7 +93,7 @@ impl ChunkReceiver {
     }
 
     /// Gives a used buffer back to the sender.
-    pub(crate) fn recycle(&self, buffer: Vec<u8>) {
+    fn recycle(&self, buffer: Vec<u8>) {
         // A full return lane only means that the buffer is freed instead.
         let _ = self.empties.try_send(buffer);
     }

@@ -130,14 +130,19 @@ fn unsigned<T: TryFrom<i64>>(field: &[u8], error: &'static str) -> Result<T, &'s
 /// Compares the checksum, taken over unsigned bytes or, as some old writers did, signed ones.
 fn check_sum(block: &[u8; BLOCK]) -> Result<(), &'static str> {
     let stored = number(&block[148..156]).ok_or("checksum is not a number")?;
-    let bytes = || {
-        block
-            .iter()
-            .enumerate()
-            .map(|(i, &b)| if (148..156).contains(&i) { b' ' } else { b })
+    // Neither can overflow; without looking for that, many bytes are added at a time.
+    let sum = |bytes: &[u8]| {
+        let add = |sum: u32, &byte: &u8| sum.wrapping_add(byte.into());
+        i64::from(bytes.iter().fold(0, add))
     };
-    let plain: i64 = bytes().map(i64::from).sum();
-    let signed: i64 = bytes().map(|b| i64::from(b.cast_signed())).sum();
+    let negative = |bytes: &[u8]| {
+        let add = |count: u32, &byte: &u8| count.wrapping_add(u32::from(byte >> 7));
+        i64::from(bytes.iter().fold(0, add))
+    };
+    // The field itself counts as blanks.
+    let (before, after) = (&block[..148], &block[156..]);
+    let plain = sum(before) + sum(after) + 8 * i64::from(b' ');
+    let signed = plain - 256 * (negative(before) + negative(after));
     if stored == plain || stored == signed {
         Ok(())
     } else {

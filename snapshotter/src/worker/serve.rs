@@ -19,7 +19,7 @@ use crate::layer::channel::CHUNK;
 use crate::layer::limits::Limits;
 use crate::layer::pipeline::{self, Outcome, Recipe};
 
-/// Memory besides what a layer's limits account for: stacks and buffers of three threads.
+/// Memory besides what a layer's limits account for: stacks and buffers of two threads.
 const MEMORY: u64 = 96 << 20;
 
 /// Inflated bytes from one report to the next: each wakes a thread of the other process.

@@ -31,7 +31,7 @@ use crate::config::{Config, LayerBounds};
 use crate::control;
 use crate::cri::streaming::{self, Streaming};
 use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
-use crate::engine::images::Images;
+use crate::engine::images::{Images, PullOptions};
 use crate::engine::spawn::spawn;
 use crate::engine::{Bounds, Engine, Ports, Shared};
 use crate::metrics::{self, Metrics};
@@ -287,7 +287,10 @@ fn images_over(
         Arc::new(LayerStore::new(store, layer_limits(&config.images.layer))),
         Arc::new(Registries::open(&config.images)),
         Arc::clone(metrics),
-        config.images.max_concurrent_downloads,
+        PullOptions {
+            downloads: config.images.max_concurrent_downloads,
+            linger: config.images.abandoned_pull_timeout,
+        },
         config.images.pinned_patterns()?,
     ))
 }

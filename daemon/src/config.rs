@@ -132,6 +132,11 @@ pub const KEYS: &[Key] = &[
         "A download without 16 KiB more for so long has failed, however large it is.",
     ),
     key(
+        "images.abandoned_pull_timeout",
+        "\"30s\"",
+        "How long a pull goes on after its last caller left; a caller that comes back within that time joins it.",
+    ),
+    key(
         "images.connect_timeout",
         "\"10s\"",
         "Longest time to reach a registry: name, connection, proxy and TLS; dial_timeout of a hosts.toml goes before.",

@@ -57,8 +57,8 @@ fn privileged_images_that_cannot_be_had() {
     }
     refused(
         node.pull("127.0.0.1:9/x:1"),
-        &[Code::Unavailable],
-        &["127.0.0.1:9"],
+        &[Code::Unknown],
+        &["RegistryUnavailable: ", "127.0.0.1:9"],
     );
     let pod = node.up(&lab.pod("p")).unwrap();
     let absent = ContainerBuilder::new("c", "example.test/not/pulled:1").shell("exit 0");

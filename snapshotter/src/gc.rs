@@ -79,7 +79,7 @@ fn take_unreachable(index: &mut Index, roots: &Roots) -> (Vec<LayerRecord>, BTre
     let in_flight = index
         .in_flight
         .iter()
-        .flat_map(|(chain, layer)| std::iter::once(chain).chain(layer.parent.as_ref()));
+        .flat_map(|((chain, _), parent)| std::iter::once(chain).chain(parent.as_ref()));
     let actives = index
         .actives
         .values()
@@ -176,7 +176,7 @@ impl Store {
         let wanted = {
             let index = self.shared.index();
             let mut wanted = roots.blobs.clone();
-            wanted.extend(index.in_flight.values().map(|layer| layer.blob.clone()));
+            wanted.extend(index.in_flight.keys().map(|(_, blob)| blob.clone()));
             wanted.extend(
                 index
                     .leases

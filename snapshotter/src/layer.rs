@@ -27,7 +27,7 @@ use crate::durable::{Prepared, sync_dir, write_unsynced};
 use crate::error::{ErrorClass, PathError};
 use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{LayerRecord, Record, SnapshotId};
-use crate::store::{Growing, InFlight, Made, Shared, Store, make_new_dir, record_name};
+use crate::store::{Growing, Made, Shared, Store, make_new_dir, record_name};
 use crate::tree::{Usage, measure, remove_tree};
 use crate::worker::{WorkerError, session};
 
@@ -221,6 +221,18 @@ impl LayerError {
         }
     }
 
+    /// Tells whether other bytes could have gone well: what is not the machine's or the source's doing.
+    fn may_be_of_the_content(&self) -> bool {
+        match self {
+            Self::Worker(error) => !matches!(error, WorkerError::Start { .. }),
+            // A limit of a layer as well as a full disk; the second try tells.
+            error => matches!(
+                error.class(),
+                ErrorClass::InvalidArgument | ErrorClass::Exhausted
+            ),
+        }
+    }
+
     /// Tells whether the compressed bytes received so far are worth keeping.
     fn keeps_partial(&self) -> bool {
         matches!(self, Self::Source { .. } | Self::Truncated { .. })
@@ -271,7 +283,14 @@ struct LayerLease {
 
 impl Drop for LayerLease {
     fn drop(&mut self) {
-        self.shared.index().in_flight.remove(&self.request.chain);
+        let key = (self.request.chain.clone(), self.request.blob.clone());
+        // The layer came of another blob, or is here already: what was received of this one is of no use.
+        if self.shared.index().layers.contains_key(&key.0) {
+            // Ignored: garbage collection removes what is old.
+            let _left = ingest::discard(&self.shared.ingest, &ingest::name_of(&key.0, &key.1));
+        }
+        // Order: last, so that nobody begins with a file that is about to go.
+        self.shared.index().in_flight.remove(&key);
     }
 }
 
@@ -339,7 +358,7 @@ impl Store {
     ///
     /// # Errors
     /// `InvalidArgument` when the chain id does not fit, `AlreadyExists` when the layer is
-    /// committed, `Unavailable` when somebody else is pulling it.
+    /// committed, `Unavailable` when somebody else is pulling it from the same blob.
     pub fn begin_layer(&self, request: LayerRequest) -> Result<LayerIngest, LayerError> {
         let expected = match &request.parent {
             Some(parent) => parent.extend(&request.diff_id),
@@ -354,14 +373,11 @@ impl Store {
             if index.layers.contains_key(&chain) {
                 return Err(LayerError::AlreadyExists { chain });
             }
-            if index.in_flight.contains_key(&chain) {
+            let key = (chain.clone(), request.blob.clone());
+            if index.in_flight.contains_key(&key) {
                 return Err(LayerError::Busy { chain });
             }
-            let kept = InFlight {
-                parent: request.parent.clone(),
-                blob: request.blob.clone(),
-            };
-            index.in_flight.insert(chain.clone(), kept);
+            index.in_flight.insert(key, request.parent.clone());
         }
         let lease = LayerLease {
             shared: self.shared.clone(),
@@ -541,7 +557,7 @@ impl LayerIngest {
                 if !error.keeps_partial() || partial.length() == 0 {
                     ingest::discard(&shared.ingest, &name)?;
                 }
-                if resumed > 0 && error.class() == ErrorClass::InvalidArgument {
+                if resumed > 0 && error.may_be_of_the_content() {
                     let blob = lease.request.blob.clone();
                     return Err(LayerError::Resumed {
                         blob,

@@ -99,8 +99,8 @@ pub(crate) struct Index {
     pub(crate) blobs: BTreeMap<Digest, u64>,
     pub(crate) layers: HashMap<ChainId, LayerRecord>,
     pub(crate) actives: HashMap<String, Active>,
-    /// Layers being pulled.
-    pub(crate) in_flight: HashMap<ChainId, InFlight>,
+    /// Layers being pulled, each from one blob, and their parents. Two blobs may be on their way to one place.
+    pub(crate) in_flight: HashMap<(ChainId, Digest), Option<ChainId>>,
     /// Sets kept by a [`Lease`].
     pub(crate) leases: HashMap<u64, Roots>,
     pub(crate) damaged: Vec<DamagedRecord>,
@@ -143,13 +143,6 @@ impl Growing {
             inodes: self.inodes.load(Ordering::Relaxed),
         }
     }
-}
-
-/// What a layer being pulled needs kept.
-#[derive(Debug, Clone)]
-pub(crate) struct InFlight {
-    pub(crate) parent: Option<ChainId>,
-    pub(crate) blob: Digest,
 }
 
 /// A container's snapshot and whether it can be used.

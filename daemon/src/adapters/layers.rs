@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use axil_proto::ids::ContainerId;
 use axil_snapshotter::{
     ChainId, Compression, DamagedRecord, Depth, Digest, ErrorClass, LayerArchive, LayerCheck,
-    LayerRequest, Lease, Limits, Roots, SpoolLimits, StagedLayer, Store, Usage,
+    LayerError, LayerRequest, Lease, Limits, Roots, SpoolLimits, StagedLayer, Store, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -48,6 +48,62 @@ impl LayerStore {
         }
     }
 
+    /// Fetches and unpacks a layer from where an earlier attempt stopped; adds up what came.
+    async fn unpack_once(
+        &self,
+        job: &LayerJob,
+        remote: &dyn RemoteImage,
+        received: &mut u64,
+    ) -> Result<StagedLayer, Unpacking> {
+        let request = LayerRequest {
+            blob: job.layer.digest.clone(),
+            size: job.layer.size,
+            compression: match job.layer.compression {
+                MediaCompression::None => Compression::None,
+                MediaCompression::Gzip => Compression::Gzip,
+                MediaCompression::Zstd => Compression::Zstd,
+            },
+            diff_id: job.diff_id.clone(),
+            chain: job.chain.clone(),
+            parent: job.parent.clone(),
+            limits: self.limits,
+            is_resumable: remote.is_remote(),
+        };
+        let store = Arc::clone(&self.store);
+        let begin = move || store.begin_layer(request).map_err(failed);
+        let ingest = blocking("begin a layer", begin).await?;
+        let descriptor = job.layer.descriptor();
+        let mut download = remote.blob(&descriptor, ingest.resume_offset()).await?;
+
+        let (pieces, source) = mpsc::channel(WAITING);
+        let unpack = tokio::task::spawn_blocking(move || ingest.unpack(PieceReader::new(source)));
+        let mut broken = None;
+        loop {
+            let piece = match download.next().await {
+                Ok(Some(piece)) => Ok(piece),
+                Ok(None) => break,
+                Err(failure) => {
+                    broken = Some(failure.clone());
+                    Err(io::Error::other(failure))
+                }
+            };
+            let last = piece.is_err();
+            *received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            // The unpacker ended early: its error tells why.
+            if pieces.send(piece).await.is_err() || last {
+                break;
+            }
+        }
+        drop(pieces);
+        match unpack.await {
+            Ok(Ok(staged)) => Ok(staged),
+            Ok(Err(error @ LayerError::Resumed { .. })) => Err(Unpacking::Resumed(failed(error))),
+            // A download that broke is the cause, whatever the unpacker says of it.
+            Ok(Err(error)) => Err(broken.unwrap_or_else(|| failed(error)).into()),
+            Err(error) => Err(Failure::internal("unpack a layer", &error).into()),
+        }
+    }
+
     fn claim_of(&self, chain: &ChainId) -> Arc<tokio::sync::Mutex<()>> {
         let mut claims = lock(&self.claims);
         claims.retain(|_, claim| claim.strong_count() > 0);
@@ -57,6 +113,19 @@ impl LayerStore {
         let claim = Arc::new(tokio::sync::Mutex::new(()));
         claims.insert(chain.clone(), Arc::downgrade(&claim));
         claim
+    }
+}
+
+/// Why a layer did not come.
+enum Unpacking {
+    /// What an earlier attempt left is part of it and may be the cause; it is thrown away.
+    Resumed(Failure),
+    Failed(Failure),
+}
+
+impl From<Failure> for Unpacking {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
     }
 }
 
@@ -131,52 +200,19 @@ impl Layers for LayerStore {
     }
 
     async fn unpack(&self, job: LayerJob, remote: &dyn RemoteImage) -> Answer<(StagedLayer, u64)> {
-        let descriptor = job.layer.descriptor();
-        let request = LayerRequest {
-            blob: job.layer.digest.clone(),
-            size: job.layer.size,
-            compression: match job.layer.compression {
-                MediaCompression::None => Compression::None,
-                MediaCompression::Gzip => Compression::Gzip,
-                MediaCompression::Zstd => Compression::Zstd,
-            },
-            diff_id: job.diff_id,
-            chain: job.chain,
-            parent: job.parent,
-            limits: self.limits,
-            is_resumable: remote.is_remote(),
-        };
-        let store = Arc::clone(&self.store);
-        let begin = move || store.begin_layer(request).map_err(failed);
-        let ingest = blocking("begin a layer", begin).await?;
-        let mut download = remote.blob(&descriptor, ingest.resume_offset()).await?;
-
-        let (pieces, source) = mpsc::channel(WAITING);
-        let unpack = tokio::task::spawn_blocking(move || ingest.unpack(PieceReader::new(source)));
-        let mut received = 0u64;
-        let mut broken = None;
-        loop {
-            let piece = match download.next().await {
-                Ok(Some(piece)) => Ok(piece),
-                Ok(None) => break,
-                Err(failure) => {
-                    broken = Some(failure.clone());
-                    Err(io::Error::other(failure))
-                }
-            };
-            let last = piece.is_err();
-            received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
-            // The unpacker ended early: its error tells why.
-            if pieces.send(piece).await.is_err() || last {
-                break;
+        let mut received = 0;
+        let staged = match self.unpack_once(&job, remote, &mut received).await {
+            // What an earlier attempt left may have come from somebody who lied; it is gone now, so that this
+            // source alone decides.
+            Err(Unpacking::Resumed(failure)) => {
+                tracing::info!(digest = %job.layer.digest, error = %failure, "a layer starts over");
+                self.unpack_once(&job, remote, &mut received).await
             }
-        }
-        drop(pieces);
-        match unpack.await {
-            Ok(Ok(staged)) => Ok((staged, received)),
-            // A download that broke is the cause, whatever the unpacker says of it.
-            Ok(Err(error)) => Err(broken.unwrap_or_else(|| failed(error))),
-            Err(error) => Err(Failure::internal("unpack a layer", &error)),
+            result => result,
+        };
+        match staged {
+            Ok(staged) => Ok((staged, received)),
+            Err(Unpacking::Failed(failure) | Unpacking::Resumed(failure)) => Err(failure),
         }
     }
 

@@ -8,7 +8,7 @@ use super::registry::{
     self, Credentials, ProxyOptions, RangeOptions, RegistryError, RegistryOptions, Resolved,
 };
 use crate::config::ImageConfig;
-use crate::domain::failure::{Class, Failure, chain};
+use crate::domain::failure::{Class, Failure, KubeletError, chain};
 use crate::domain::image::manifest::{Descriptor, DocumentRules, MAX_DOCUMENT_BYTES};
 use crate::domain::image::reference::Reference;
 use crate::ports::Answer;
@@ -78,7 +78,14 @@ impl Registries {
 }
 
 fn failure(error: &RegistryError) -> Failure {
-    Failure::new(error.class(), chain(error))
+    let failure = Failure::new(error.class(), chain(error));
+    match failure.class {
+        // The caller has to tell a registry's silence from its own deadline.
+        Class::Unavailable | Class::DeadlineExceeded => {
+            failure.known_as(KubeletError::RegistryUnavailable)
+        }
+        _ => failure,
+    }
 }
 
 #[async_trait]

@@ -24,6 +24,9 @@ pub struct ImageConfig {
     /// Stall bound.
     #[serde(deserialize_with = "seconds")]
     pub progress_timeout: Duration,
+    /// Life of a pull without a caller.
+    #[serde(deserialize_with = "seconds")]
+    pub abandoned_pull_timeout: Duration,
     /// Bound of a connection.
     #[serde(deserialize_with = "seconds")]
     pub connect_timeout: Duration,

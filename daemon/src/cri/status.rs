@@ -104,3 +104,29 @@ fn code_name(code: Code) -> &'static str {
         Code::Unauthenticated => "Unauthenticated",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::failure::KubeletError;
+
+    #[test]
+    fn the_kubelets_own_errors_are_recognized_by_it() {
+        let check = |failure: Failure, code, message: &str| {
+            let status = status(&failure.during("y"));
+            assert_eq!((status.code(), status.message()), (code, message));
+        };
+        // What the kubelet compares with: the constants of cri-api's pkg/errors.
+        let silent = Failure::new(Class::Unavailable, "pull x: no");
+        let known = silent.clone().known_as(KubeletError::RegistryUnavailable);
+        check(known, Code::Unknown, "RegistryUnavailable: y: pull x: no");
+        check(silent, Code::Unavailable, "y: pull x: no");
+    }
+
+    #[test]
+    fn messages_are_cut_between_characters() {
+        let long = "é".repeat(MAX_MESSAGE);
+        let status = status(&Failure::new(Class::Internal, long));
+        assert!(status.message().len() <= MAX_MESSAGE + '…'.len_utf8());
+    }
+}

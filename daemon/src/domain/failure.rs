@@ -17,7 +17,7 @@ pub enum Class {
     AlreadyExists,
     /// The thing exists but its state forbids the call.
     FailedPrecondition,
-    /// The registry refused the credentials.
+    /// The registry refused the credentials, or the policy the image.
     PermissionDenied,
     /// Something outside did not answer; a retry may help.
     Unavailable,
@@ -41,6 +41,8 @@ pub enum KubeletError {
     RroUnsupported,
     /// An image volume cannot be mounted.
     ImageVolumeMountFailed,
+    /// A registry was not reached, did not answer in time, or is busy.
+    RegistryUnavailable,
 }
 
 impl KubeletError {
@@ -50,6 +52,7 @@ impl KubeletError {
         match self {
             Self::RroUnsupported => "RROUnsupported",
             Self::ImageVolumeMountFailed => "ImageVolumeMountFailed",
+            Self::RegistryUnavailable => "RegistryUnavailable",
         }
     }
 }

@@ -1,23 +1,22 @@
 //! Images on this node: look-up, listing, removal, and pulls that join each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axil_proto::ids::ContainerId;
 use axil_snapshotter::{ChainId, Digest, Roots, Usage};
-use tokio::sync::watch;
 
+use super::fetch_layers::{LayerFlights, layer_flights};
+use super::flights::{Flights, Rules};
 use super::{lock, pull_image, spawn};
-use crate::domain::failure::{Class, Failure};
+use crate::domain::failure::Failure;
 use crate::domain::image::pinned::PinnedPatterns;
 use crate::domain::image::reference::{ImageKey, Reference, parse_image_key};
 use crate::domain::image::stored::{ImageIndex, StoredImage};
 use crate::domain::usage::LayerUsage;
 use crate::metrics::Metrics;
 use crate::ports::images::{ImageRecords, Layers, PullAuth, Registry};
-
-/// Result of a pull as its callers share it.
-type Outcome = Option<Result<Arc<StoredImage>, Failure>>;
 
 /// Images and the pulls in flight.
 #[expect(missing_debug_implementations, reason = "trait objects")]
@@ -34,7 +33,18 @@ pub struct Images {
     pub(super) checking: tokio::sync::Mutex<()>,
     pub(super) downloads: usize,
     pinned: PinnedPatterns,
-    pulls: Mutex<BTreeMap<PullKey, watch::Receiver<Outcome>>>,
+    /// Layers on their way, whoever wants them.
+    pub(super) fetches: Arc<LayerFlights>,
+    pulls: Arc<Flights<PullKey, Arc<StoredImage>>>,
+}
+
+/// How pulls are run.
+#[derive(Debug, Clone, Copy)]
+pub struct PullOptions {
+    /// Layers of one image fetched at once, at least 1.
+    pub downloads: usize,
+    /// How long a pull goes on after its last caller left; who asks for the same within that time joins it.
+    pub linger: Duration,
 }
 
 /// Two pulls are the same when they ask for the same with the same credentials.
@@ -45,15 +55,14 @@ struct PullKey {
 }
 
 impl Images {
-    /// No images; `load` reads the recorded ones. `downloads` layers are fetched at once per pull; what matches
-    /// `pinned` is not for garbage collection.
+    /// No images; `load` reads the recorded ones. What matches `pinned` is not for garbage collection.
     #[must_use]
     pub fn new(
         records: Arc<dyn ImageRecords>,
         layers: Arc<dyn Layers>,
         registry: Arc<dyn Registry>,
         metrics: Arc<Metrics>,
-        downloads: usize,
+        options: PullOptions,
         pinned: PinnedPatterns,
     ) -> Self {
         Self {
@@ -64,9 +73,13 @@ impl Images {
             index: Mutex::default(),
             broken: Mutex::default(),
             checking: tokio::sync::Mutex::default(),
-            downloads,
+            downloads: options.downloads.max(1),
             pinned,
-            pulls: Mutex::default(),
+            fetches: layer_flights(),
+            pulls: Flights::new(Rules {
+                linger: options.linger,
+                keeps: false,
+            }),
         }
     }
 
@@ -162,7 +175,8 @@ impl Images {
         find_in(&lock(&self.index), text)
     }
 
-    /// Pulls an image, or joins the pull that is at it. The pull outlives a vanished caller.
+    /// Pulls an image, or joins the pull of the same with the same credentials. A pull outlives a caller that
+    /// vanished for as long as another one waits, and a little longer, for the one that comes back.
     ///
     /// # Errors
     /// The step that failed.
@@ -179,44 +193,11 @@ impl Images {
                 .as_ref()
                 .map(|auth| Digest::sha256_of(&auth.fingerprint())),
         };
-        let mut outcome = self.join_pull(key, reference, auth);
-        let result = outcome.wait_for(Option::is_some).await;
-        match result.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            Ok(None) | Err(_) => Err(Failure::new(
-                Class::Internal,
-                format!("the pull of {text:?} ended unheard"),
-            )),
-        }
-    }
-
-    fn join_pull(
-        self: &Arc<Self>,
-        key: PullKey,
-        reference: Reference,
-        auth: Option<PullAuth>,
-    ) -> watch::Receiver<Outcome> {
-        let mut pulls = lock(&self.pulls);
-        if let Some(outcome) = pulls.get(&key) {
-            return outcome.clone();
-        }
-        let (sender, outcome) = watch::channel(None);
-        pulls.insert(key.clone(), outcome.clone());
-        drop(pulls);
         let images = Arc::clone(self);
-        spawn::spawn("PullImage", async move {
-            let work = Arc::clone(&images);
-            // A panic in a pull must reach its callers, not leave them waiting.
-            let pull = spawn::spawn("PullImage steps", async move {
-                pull_image::pull_image(&work, &reference, auth.as_ref()).await
-            });
-            let result = pull
-                .await
-                .unwrap_or_else(|error| Err(Failure::internal("PullImage", &error)));
-            lock(&images.pulls).remove(&key);
-            sender.send_replace(Some(result));
-        });
-        outcome
+        let work = |stop| async move {
+            pull_image::pull_image(&images, &reference, auth.as_ref(), &stop).await
+        };
+        self.pulls.join(key, work).await.outcome().await
     }
 
     /// Removes an image with all its names, and frees its space; success when it is unknown.

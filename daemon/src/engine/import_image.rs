@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::images::Images;
 use super::pull_image::{Names, take_in};
 use super::steps::Steps;
@@ -80,7 +82,9 @@ async fn import_one(
     names: &Names,
 ) -> Result<Arc<StoredImage>, Failure> {
     let mut steps = Steps::begin("PullImage");
-    let taken = take_in(images, &image.image, names, &mut steps).await;
+    // The operator's import goes on to its end.
+    let stop = CancellationToken::new();
+    let taken = take_in(images, &image.image, names, &stop, &mut steps).await;
     match taken {
         Ok((image, bytes)) => {
             tracing::info!(image.id = %image.id, bytes, "image is imported");

@@ -1,13 +1,14 @@
 //! PullImage: resolve, manifest, config, layers, commit, record.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 
-use axil_snapshotter::{ChainId, Digest, Roots, StagedLayer};
-use tokio::task::JoinSet;
+use axil_snapshotter::{ChainId, Digest, Roots};
+use tokio_util::sync::CancellationToken;
 
+use super::fetch_layers::gather_layers;
 use super::images::Images;
-use super::share_layers::share_layers;
 use super::steps::Steps;
 use super::{lock, spawn};
 use crate::domain::failure::{Class, Failure, chain};
@@ -15,9 +16,16 @@ use crate::domain::image::config::ImageConfig;
 use crate::domain::image::manifest::{ImageManifest, Platform, Step, Walk};
 use crate::domain::image::reference::Reference;
 use crate::domain::image::stored::{IMAGE_RECORD_VERSION, StoredConfig, StoredImage};
-use crate::ports::images::{LayerJob, PullAuth, RemoteImage};
+use crate::ports::images::{PullAuth, RemoteImage};
 
-/// Pulls an image. What a failed pull fetched of a layer is kept for the next one; nothing else is.
+/// Why a pull that nobody waits for ends; only the log tells it.
+pub(super) const LEFT: &str = "nobody waits for it any more";
+
+/// Pulls an image. What a failed pull fetched of a layer is kept for the next one; nothing else is. `stop` ends it
+/// while it waits for a registry; what is on disk by then is recorded.
+///
+/// Whatever others fetch, this caller asks the registry for manifest and configuration with its own credentials
+/// before it shares their layers.
 ///
 /// # Errors
 /// The step that failed.
@@ -25,10 +33,11 @@ pub async fn pull_image(
     images: &Arc<Images>,
     reference: &Reference,
     auth: Option<&PullAuth>,
+    stop: &CancellationToken,
 ) -> Result<Arc<StoredImage>, Failure> {
     let mut steps = Steps::begin("PullImage");
     let _in_flight = images.metrics.pull_begins();
-    let result = sequence(images, reference, auth, &mut steps).await;
+    let result = sequence(images, reference, auth, stop, &mut steps).await;
     match result {
         Ok((image, bytes)) => {
             images.metrics.pull_ended(true, bytes);
@@ -50,14 +59,25 @@ async fn sequence(
     images: &Arc<Images>,
     reference: &Reference,
     auth: Option<&PullAuth>,
+    stop: &CancellationToken,
     steps: &mut Steps<'_>,
 ) -> Result<(Arc<StoredImage>, u64), Failure> {
-    let remote = steps
-        .run("resolve", images.registry.resolve(reference, auth))
-        .await?;
+    let resolve = until(stop, images.registry.resolve(reference, auth));
+    let remote = steps.run("resolve", resolve).await?;
     let remote: Arc<dyn RemoteImage> = Arc::from(remote);
     let names = Names::of(reference, remote.digest());
-    take_in(images, &remote, &names, steps).await
+    take_in(images, &remote, &names, stop, steps).await
+}
+
+/// Runs a step that waits for somebody else until it is told to stop.
+pub(super) async fn until<T>(
+    stop: &CancellationToken,
+    step: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        result = step => result,
+        () = stop.cancelled() => Err(Failure::new(Class::Unavailable, LEFT)),
+    }
 }
 
 /// The names an image gets with what is stored now, in canonical form.
@@ -83,14 +103,13 @@ pub(super) async fn take_in(
     images: &Arc<Images>,
     remote: &Arc<dyn RemoteImage>,
     names: &Names,
+    stop: &CancellationToken,
     steps: &mut Steps<'_>,
 ) -> Result<(Arc<StoredImage>, u64), Failure> {
-    let (manifest, manifest_digest, manifest_bytes) = steps
-        .run("manifest", choose_manifest(remote.as_ref()))
-        .await?;
-    let (config, config_bytes) = steps
-        .run("config", fetch_config(remote.as_ref(), &manifest))
-        .await?;
+    let manifest = until(stop, choose_manifest(remote.as_ref()));
+    let (manifest, manifest_digest, manifest_bytes) = steps.run("manifest", manifest).await?;
+    let config = until(stop, fetch_config(remote.as_ref(), &manifest));
+    let (config, config_bytes) = steps.run("config", config).await?;
 
     let id = manifest.config.digest.clone();
     let chains = ChainId::of(&config.diff_ids);
@@ -99,23 +118,15 @@ pub(super) async fn take_in(
         chains: chains.iter().cloned().collect(),
     };
     let lease = images.layers.lease(roots);
-    let claim = images.layers.claim(&chains).await;
-    steps
-        .run("shared layers", share_layers(images, &manifest, &chains))
-        .await?;
-
-    let jobs = layer_jobs(images, &manifest, &config, &chains);
-    let (staged, bytes) = steps
-        .run("layers", fetch_layers(images, remote, jobs))
-        .await?;
+    let ready = gather_layers(images, remote, &manifest, &config, stop, steps).await?;
     let documents = vec![
         (manifest_digest.clone(), manifest_bytes),
         (id.clone(), config_bytes),
     ];
     steps
-        .run("commit", images.layers.commit(staged, documents))
+        .run("commit", images.layers.commit(ready.staged, documents))
         .await?;
-    drop(claim);
+    drop(ready.fetched);
 
     let record = async {
         let image = StoredImage {
@@ -140,8 +151,10 @@ pub(super) async fn take_in(
         record_image(images, image, names).await
     };
     let image = steps.run("record", record).await?;
+    // Order: whoever takes layers out of use looks at the recorded images next, so this one is recorded first.
+    drop(ready.claim);
     drop(lease);
-    Ok((image, bytes))
+    Ok((image, ready.bytes))
 }
 
 /// Follows indexes down to this platform's manifest.
@@ -182,72 +195,6 @@ async fn fetch_config(
         );
     }
     Ok((config, bytes))
-}
-
-/// The layers that are not on disk yet.
-fn layer_jobs(
-    images: &Images,
-    manifest: &ImageManifest,
-    config: &ImageConfig,
-    chains: &[ChainId],
-) -> VecDeque<LayerJob> {
-    let mut parent = None;
-    let mut jobs = VecDeque::new();
-    for ((layer, diff_id), chain) in manifest.layers.iter().zip(&config.diff_ids).zip(chains) {
-        if !images.layers.has(&chain.to_string()) {
-            jobs.push_back(LayerJob {
-                layer: layer.clone(),
-                diff_id: diff_id.clone(),
-                chain: chain.clone(),
-                parent: parent.clone(),
-            });
-        }
-        parent = Some(chain.clone());
-    }
-    jobs
-}
-
-/// Fetches and unpacks layers, several at once; answers them lowest first, with the bytes received.
-async fn fetch_layers(
-    images: &Arc<Images>,
-    remote: &Arc<dyn RemoteImage>,
-    mut jobs: VecDeque<LayerJob>,
-) -> Result<(Vec<StagedLayer>, u64), Failure> {
-    let mut done: Vec<Option<StagedLayer>> = Vec::new();
-    done.resize_with(jobs.len(), || None);
-    let mut running = JoinSet::new();
-    let (mut next, mut bytes, mut failed) = (0usize, 0u64, None);
-    loop {
-        while running.len() < images.downloads.max(1)
-            && failed.is_none()
-            && let Some(job) = jobs.pop_front()
-        {
-            let (layers, remote) = (Arc::clone(&images.layers), Arc::clone(remote));
-            let at = next;
-            next += 1;
-            running.spawn(async move {
-                let what = format!("layer {}", job.layer.digest);
-                let result = layers.unpack(job, remote.as_ref()).await;
-                (at, result.map_err(|failure| failure.during(what)))
-            });
-        }
-        match running.join_next().await {
-            None => break,
-            Some(Ok((at, Ok((staged, received))))) => {
-                done[at] = Some(staged);
-                bytes += received;
-            }
-            // The others go on to their end: what they fetched is kept for the retry.
-            Some(Ok((_, Err(failure)))) => failed = failed.or(Some(failure)),
-            Some(Err(error)) => {
-                failed = failed.or(Some(Failure::internal("unpack a layer", &error)));
-            }
-        }
-    }
-    match failed {
-        Some(failure) => Err(failure),
-        None => Ok((done.into_iter().flatten().collect(), bytes)),
-    }
 }
 
 /// Records an image under the names of this pull and those it had.

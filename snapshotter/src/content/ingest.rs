@@ -36,7 +36,7 @@ pub(crate) struct Partial {
 
 /// Returns the file name for a layer: the chain first, because one blob can be wanted for two
 /// stacks at the same time.
-fn name_of(chain: &ChainId, blob: &Digest) -> String {
+pub(crate) fn name_of(chain: &ChainId, blob: &Digest) -> String {
     let chain = chain.digest().hex();
     // Two sha512 names would exceed NAME_MAX; 128 bits tell stacks apart.
     let chain = chain.get(..32).unwrap_or(chain);

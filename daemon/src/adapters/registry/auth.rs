@@ -174,7 +174,15 @@ impl Exchange {
             let response = match credentials {
                 Some(Kind::IdentityToken(token)) => {
                     let form = form(service, &scope, token);
-                    self.send_form(host, &realm, form).await?
+                    let posted = self.send_form(host, &realm, form).await?;
+                    if lacks_post(posted.status()) {
+                        let mut headers = HeaderMap::new();
+                        headers.insert(AUTHORIZATION, basic_header(&Secret::new(""), token));
+                        self.get_token(host, realm, service, &scope, headers)
+                            .await?
+                    } else {
+                        posted
+                    }
                 }
                 Some(Kind::Basic { username, password }) => {
                     let mut headers = HeaderMap::new();
@@ -236,6 +244,18 @@ impl Exchange {
         let client = host.client_for(realm);
         client.send(request, self.options.document_timeout).await
     }
+}
+
+/// Tells whether a token server may know only GET, with the identity token as the password of nobody; containerd
+/// met servers that say so by each of these.
+fn lacks_post(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::NOT_IMPLEMENTED
+    )
 }
 
 /// Checks the realm: https, or plain http when the registry itself is.

@@ -96,9 +96,11 @@ impl Credentials {
             Kind::Basic { username, password } => {
                 vec![password.reveal().to_owned(), encode(username, password)]
             }
-            Kind::IdentityToken(token) | Kind::RegistryToken(token) => {
-                vec![token.reveal().to_owned()]
+            Kind::IdentityToken(token) => {
+                let as_password = encode(&Secret::new(""), token);
+                vec![token.reveal().to_owned(), as_password]
             }
+            Kind::RegistryToken(token) => vec![token.reveal().to_owned()],
         }
     }
 }

@@ -171,6 +171,46 @@ async fn identity_tokens_are_posted() {
 }
 
 #[tokio::test]
+async fn identity_tokens_are_the_password_of_nobody_where_tokens_are_only_got() {
+    for refusal in [401, 404, 405, 501] {
+        let image = Image::new(10);
+        // base64 of `:re&fresh`.
+        let basic = "Basic OnJlJmZyZXNo";
+        let tokens = Server::start(move |seen, _| {
+            let is_got = seen.method == "GET" && seen.header("authorization") == Some(basic);
+            match is_got {
+                true => reply(200, &[], br#"{"token":"tok-1"}"#),
+                false => reply(refusal, &[], b""),
+            }
+        })
+        .await;
+        let realm = tokens.url();
+        let server = Server::start(move |seen, _| match seen.header("authorization") {
+            Some("Bearer tok-1") => image.answer(seen),
+            _ => unauthorized(&format!("Bearer realm=\"{realm}/t\",service=s")),
+        })
+        .await;
+        let auth = PullAuth {
+            identity_token: "re&fresh".into(),
+            ..PullAuth::default()
+        };
+        let credentials = Credentials::from_pull_auth(&auth).unwrap();
+        let found = registry()
+            .resolve(&reference(&server), credentials.as_ref())
+            .await;
+        assert!(found.is_ok(), "{refusal}: {found:?}");
+        let methods: Vec<_> = tokens
+            .seen()
+            .iter()
+            .map(|seen| seen.method.clone())
+            .collect();
+        assert_eq!(methods, ["POST", "GET"]);
+        let path = tokens.seen()[1].path.clone();
+        assert_eq!(path, "/t?service=s&scope=repository%3Ateam%2Fapp%3Apull");
+    }
+}
+
+#[tokio::test]
 async fn registry_tokens_are_sent_at_once() {
     let image = Image::new(10);
     let server = Server::start(move |seen, _| match seen.header("authorization") {

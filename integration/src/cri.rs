@@ -79,6 +79,11 @@ impl Cri {
         self
     }
 
+    /// Gives up sooner or later from now on.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
     /// Makes any call of the runtime service, for those without a method here.
     ///
     /// # Errors

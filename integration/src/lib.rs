@@ -21,6 +21,7 @@ pub mod image_bench;
 pub mod images;
 pub mod isolate;
 pub mod kernel;
+pub mod kubelet_load;
 pub mod lab;
 pub mod leakcheck;
 pub mod memory;

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod fsck;
 pub mod images;
+pub mod pulls;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub enum Command {
     /// List, remove, import and export images.
     #[command(subcommand)]
     Images(images::Command),
+    /// Show how far the pulls of the running daemon are.
+    Pulls(pulls::Arguments),
 }
 
 /// Runs a command.
@@ -41,6 +44,7 @@ pub async fn run(command: Command, config: &Config) -> anyhow::Result<ExitCode> 
     match command {
         Command::Fsck(arguments) => fsck::run(&arguments, config).await,
         Command::Images(command) => images::run(command, config).await,
+        Command::Pulls(arguments) => pulls::run(&arguments, config).await,
     }
 }
 
@@ -59,6 +63,9 @@ async fn ask_with(
     let socket = config.control_socket();
     match client::ask(&socket, &request, body).await? {
         Ok(answer) => Ok(answer),
+        Err(_) if request.needs_daemon() => {
+            anyhow::bail!("no daemon answers at {}", socket.display())
+        }
         Err(body) => {
             let images = app::open_images(config)
                 .await
@@ -77,7 +84,7 @@ async fn each_line(answer: Answer, mut take: impl FnMut(Line)) -> anyhow::Result
         match line {
             Line::Done => return Ok(()),
             Line::Failed(message) => anyhow::bail!(message),
-            line @ (Line::Check(_) | Line::Image(_)) => take(line),
+            line @ (Line::Check(_) | Line::Image(_) | Line::Pulls(_)) => take(line),
         }
     }
     anyhow::bail!("the answer ended before it was complete")

@@ -13,6 +13,7 @@ pub mod client;
 pub mod server;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -24,8 +25,12 @@ use crate::engine::export_image::{export_failure, plan_export};
 use crate::engine::fsck::{self, FsckOptions};
 use crate::engine::images::Images;
 use crate::engine::import_image::import_image;
+use crate::engine::progress::PullView;
 use crate::engine::spawn::spawn;
 use crate::pieces::{Piece, PieceReader, PieceWriter, WAITING};
+
+/// How often who watches pulls hears of them.
+const BETWEEN: Duration = Duration::from_millis(250);
 
 /// Header that carries the request as JSON.
 const REQUEST: &str = "axil-request";
@@ -51,6 +56,11 @@ pub enum Request {
         /// Name of the archive's one image, instead of its own.
         name: Option<String>,
     },
+    /// How far pulls are.
+    ListPulls {
+        /// Again and again, until who asked has gone.
+        watch: bool,
+    },
     /// Write an archive of images.
     ExportImages {
         /// References or ids.
@@ -59,6 +69,14 @@ pub enum Request {
         #[serde(default)]
         compress: Compression,
     },
+}
+
+impl Request {
+    /// Whether only a daemon that runs has an answer.
+    #[must_use]
+    pub fn needs_daemon(&self) -> bool {
+        matches!(self, Self::ListPulls { .. })
+    }
 }
 
 /// An image, as it is listed.
@@ -100,6 +118,8 @@ pub enum Line {
     Check(fsck::Event),
     /// An image that is here, or came.
     Image(ListedImage),
+    /// The pulls at work.
+    Pulls(Vec<PullView>),
     /// The end.
     Done,
     /// The end, with the reason.
@@ -186,6 +206,11 @@ async fn carry_out(
             }
             for image in images.incomplete() {
                 tell(&image, true).await;
+            }
+        }
+        Request::ListPulls { watch } => {
+            while lines.send(Line::Pulls(images.pulls())).await.is_ok() && watch {
+                tokio::time::sleep(BETWEEN).await;
             }
         }
         Request::RemoveImage { name, force } => {

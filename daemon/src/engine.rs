@@ -20,6 +20,7 @@ pub mod pod_driver;
 pub mod pod_metrics;
 pub mod pods;
 pub mod port_forward;
+pub mod progress;
 pub mod pull_image;
 pub mod queries;
 pub mod recover;

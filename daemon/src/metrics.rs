@@ -23,6 +23,10 @@ use tokio::sync::Semaphore;
 use crate::engine::spawn::spawn;
 use crate::engine::views::Views;
 
+mod pulls;
+
+pub use pulls::LayerGauges;
+
 /// Connections to the endpoint served at once; more wait.
 const CONNECTIONS: usize = 16;
 
@@ -74,6 +78,7 @@ pub struct Metrics {
     listeners_cut: Counter,
     sessions: Family<KindLabel, Gauge>,
     tasks: Gauge,
+    layers: LayerGauges,
 }
 
 /// Counts a pull or session as in flight until it is dropped.
@@ -140,6 +145,7 @@ impl Default for Metrics {
         );
         let tasks = Gauge::default();
         registry.register("tasks", "Tasks of the daemon alive now", tasks.clone());
+        let layers = LayerGauges::register(&mut registry);
         Self {
             registry,
             calls,
@@ -152,6 +158,7 @@ impl Default for Metrics {
             listeners_cut,
             sessions,
             tasks,
+            layers,
         }
     }
 }
@@ -182,6 +189,12 @@ impl Metrics {
     /// Counts a listener of events that was let go of.
     pub fn listener_cut(&self) {
         self.listeners_cut.inc();
+    }
+
+    /// The gauges of layers on their way.
+    #[must_use]
+    pub fn layers(&self) -> &LayerGauges {
+        &self.layers
     }
 
     /// Counts a streaming session as open until the answer is dropped.

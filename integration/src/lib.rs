@@ -12,6 +12,7 @@ pub mod cutter;
 pub mod engines;
 pub mod eventually;
 pub mod faults;
+pub mod gated;
 pub mod guard;
 pub mod hostile;
 pub mod hostile_image;

@@ -200,11 +200,27 @@ impl Node {
     /// When it cannot be started.
     #[must_use]
     pub fn operate(&self, arguments: &[&str], input: &[u8]) -> Finished {
+        let mut command = self.operation(arguments);
+        children::output(&mut command, input)
+            .unwrap_or_else(|error| panic!("axild {arguments:?}: {error:#}"))
+    }
+
+    /// A command of the operator that does not end by itself, with its standard output as a pipe.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn operate_on(&self, arguments: &[&str]) -> Running {
+        let mut command = self.operation(arguments);
+        Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
+            .unwrap_or_else(|error| panic!("axild {arguments:?}: {error:#}"))
+    }
+
+    fn operation(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.axild);
         command.args(&self.arguments).args(arguments);
         command.env_remove("RUST_LOG").env_remove("AXIL_FAULT");
-        children::output(&mut command, input)
-            .unwrap_or_else(|error| panic!("axild {arguments:?}: {error:#}"))
+        command
     }
 
     /// Checks the store and answers the exit code and the report.

@@ -2,140 +2,17 @@
 //! leaves takes nothing from the others.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axil_integration::eventually::eventually;
-use axil_integration::hostile::{challenge, honest};
-use axil_integration::http::{self, Request, Server};
-use axil_integration::images::{Compression, Entry, Image, Layer};
+use axil_integration::gated::{ACCOUNTS, Gated, account, family, header, twins};
+use axil_integration::http;
 use axil_integration::lab::Lab;
 use axil_integration::metrics;
 use axil_integration::node::{Node, NodeOptions};
 use axil_proto::cri::AuthConfig;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
 use tonic::{Code, Status};
-
-const ACCOUNTS: [(&str, &str); 2] = [("one", "first secret"), ("two", "second secret")];
-
-fn account((username, password): (&str, &str)) -> Option<AuthConfig> {
-    Some(AuthConfig {
-        username: username.to_owned(),
-        password: password.to_owned(),
-        ..AuthConfig::default()
-    })
-}
-
-fn header((username, password): (&str, &str)) -> String {
-    format!(
-        "Basic {}",
-        STANDARD.encode(format!("{username}:{password}"))
-    )
-}
-
-/// Bytes that do not compress.
-fn noise(seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        state.to_be_bytes()[0]
-    };
-    std::iter::repeat_with(next).take(300_000).collect()
-}
-
-fn layer(name: &str, seed: u64) -> Layer {
-    Layer::new(Compression::Gzip).entry(name, 0o644, 0, Entry::Text(noise(seed)))
-}
-
-/// Two images on one base.
-fn family() -> [Image; 2] {
-    ["left", "right"].map(|name| {
-        let own = layer(name, 7 + name.len() as u64);
-        Image::build(&json!({}), &[layer("base", 1), own]).unwrap()
-    })
-}
-
-#[derive(Default)]
-struct State {
-    is_open: bool,
-    requests: Vec<(String, Option<String>)>,
-}
-
-/// A registry whose answer to requests for one blob waits until the test opens the gate.
-struct Gated {
-    server: Server,
-    state: Arc<(Mutex<State>, Condvar)>,
-}
-
-impl Gated {
-    /// Serves an image in each of the repositories `left` and `right`; with accounts to those who have one only.
-    fn start(images: [Image; 2], held: &str, has_accounts: bool) -> Self {
-        let state: Arc<(Mutex<State>, Condvar)> = Arc::default();
-        let (served, held) = (Arc::clone(&state), held.to_owned());
-        let server = Server::start(move |request: &Request| {
-            let authorization = request.headers.get("authorization").cloned();
-            let is_known = |line: &String| ACCOUNTS.map(header).contains(line);
-            let (lock, opened) = &*served;
-            let mut state = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            state
-                .requests
-                .push((request.path.clone(), authorization.clone()));
-            if has_accounts && !authorization.as_ref().is_some_and(is_known) {
-                return challenge("Basic realm=\"here\"");
-            }
-            if request.path.contains(&held) {
-                let wait = Duration::from_secs(60);
-                let waiting = opened.wait_timeout_while(state, wait, |state| !state.is_open);
-                drop(waiting);
-            } else {
-                drop(state);
-            }
-            let [left, right] = &images;
-            let is_left = request.path.starts_with("/v2/left/");
-            honest(if is_left { left } else { right }, request)
-        })
-        .unwrap();
-        Self { server, state }
-    }
-
-    fn reference(&self, repository: &str) -> String {
-        format!("{}/{repository}:1", self.server.address())
-    }
-
-    fn open(&self) {
-        let (lock, opened) = &*self.state;
-        lock.lock().unwrap_or_else(PoisonError::into_inner).is_open = true;
-        opened.notify_all();
-    }
-
-    /// The authorizations of the requests whose path has this part, answered with a challenge or not.
-    fn asked(&self, part: &str) -> Vec<Option<String>> {
-        let (lock, _) = &*self.state;
-        let state = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |(path, _): &&(String, Option<String>)| path.contains(part);
-        let found = state.requests.iter().filter(fits);
-        found
-            .map(|(_, authorization)| authorization.clone())
-            .collect()
-    }
-
-    fn wait_for(&self, part: &str) {
-        eventually(&format!("a request for {part}"), || {
-            (!self.asked(part).is_empty()).then_some(())
-        });
-    }
-}
-
-impl Drop for Gated {
-    fn drop(&mut self) {
-        self.open();
-    }
-}
 
 fn pull(
     node: &Node,
@@ -162,7 +39,7 @@ fn privileged_a_layer_of_two_images_is_fetched_once_while_their_own_layers_come_
     let [left, right] = family();
     let base = left.layers[0].clone();
     assert_eq!(base, right.layers[0]);
-    let registry = Gated::start([left.clone(), right.clone()], &base, false);
+    let registry = Gated::start([left.clone(), right.clone()], &base, false).unwrap();
     let pulls = [
         pull(&node, registry.reference("left"), None, LONG),
         pull(&node, registry.reference("right"), None, LONG),
@@ -183,13 +60,10 @@ fn privileged_a_layer_of_two_images_is_fetched_once_while_their_own_layers_come_
 fn privileged_one_layer_packed_in_two_ways_is_not_shared_on_the_word_of_a_blob() {
     let Some(lab) = Lab::open() else { return };
     let node = lab.node();
-    let [left, right] = [Compression::Gzip, Compression::Zstd].map(|compression| {
-        let layer = Layer::new(compression).entry("base", 0o644, 0, Entry::Text(noise(1)));
-        Image::build(&json!({}), &[layer]).unwrap()
-    });
+    let [left, right] = twins();
     assert_eq!(left.config, right.config);
     let (first, second) = (left.layers[0].clone(), right.layers[0].clone());
-    let registry = Gated::start([left.clone(), right], &first, false);
+    let registry = Gated::start([left.clone(), right], &first, false).unwrap();
     let slow = pull(&node, registry.reference("left"), None, LONG);
     registry.wait_for(&first);
     // It has a blob of its own for the same place and neither waits for the other's nor takes it.
@@ -209,7 +83,7 @@ fn privileged_a_caller_gets_of_anothers_pull_only_what_its_own_account_may_have(
     let node = lab.node();
     let images = family();
     let (base, config) = (images[0].layers[0].clone(), images[0].config.clone());
-    let registry = Gated::start(images, &base, true);
+    let registry = Gated::start(images, &base, true).unwrap();
     let reference = registry.reference("left");
     let first = pull(&node, reference.clone(), account(ACCOUNTS[0]), LONG);
     registry.wait_for(&base);
@@ -245,7 +119,7 @@ fn privileged_a_caller_that_gives_up_leaves_the_pull_to_the_others() {
     });
     let images = family();
     let (base, config) = (images[0].layers[0].clone(), images[0].config.clone());
-    let registry = Gated::start(images, &base, false);
+    let registry = Gated::start(images, &base, false).unwrap();
     let reference = registry.reference("left");
     let soon = Duration::from_millis(800);
     let first = pull(&node, reference.clone(), None, soon);
@@ -277,7 +151,7 @@ fn privileged_a_pull_that_nobody_waits_for_stops_and_the_next_one_works() {
     });
     let images = family();
     let (base, config) = (images[0].layers[0].clone(), images[0].config.clone());
-    let registry = Gated::start(images, &base, false);
+    let registry = Gated::start(images, &base, false).unwrap();
     let reference = registry.reference("left");
     let client = node.client().with_deadline(Duration::from_millis(500));
     let status = client.pull(&reference).unwrap_err();

@@ -79,7 +79,7 @@ fn take_unreachable(index: &mut Index, roots: &Roots) -> (Vec<LayerRecord>, BTre
     let in_flight = index
         .in_flight
         .iter()
-        .flat_map(|((chain, _), parent)| std::iter::once(chain).chain(parent.as_ref()));
+        .flat_map(|((chain, _), layer)| std::iter::once(chain).chain(layer.parent.as_ref()));
     let actives = index
         .actives
         .values()

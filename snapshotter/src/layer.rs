@@ -27,7 +27,7 @@ use crate::durable::{Prepared, sync_dir, write_unsynced};
 use crate::error::{ErrorClass, PathError};
 use crate::snapshot::chain::ChainId;
 use crate::snapshot::kind::{LayerRecord, Record, SnapshotId};
-use crate::store::{Growing, Made, Shared, Store, make_new_dir, record_name};
+use crate::store::{Growing, InFlight, Made, Shared, Store, make_new_dir, record_name};
 use crate::tree::{Usage, measure, remove_tree};
 use crate::worker::{WorkerError, session};
 
@@ -354,6 +354,19 @@ impl Store {
             .map(|layer| layer.usage)
     }
 
+    /// Returns how many bytes of a layer that is made of `blob` are unpacked: of its archive while it is pulled, on
+    /// disk once it is there, 0 before.
+    #[must_use]
+    pub fn unpacked_bytes(&self, chain: &ChainId, blob: &Digest) -> u64 {
+        let index = self.shared.index();
+        if let Some(layer) = index.layers.get(chain) {
+            return layer.usage.bytes;
+        }
+        let layer = index.in_flight.get(&(chain.clone(), blob.clone()));
+        let growing = layer.and_then(|layer| layer.growing.as_ref());
+        growing.map_or(0, |growing| growing.usage().bytes)
+    }
+
     /// Leases a layer for pulling. The parent may be on its way as well.
     ///
     /// # Errors
@@ -377,7 +390,11 @@ impl Store {
             if index.in_flight.contains_key(&key) {
                 return Err(LayerError::Busy { chain });
             }
-            index.in_flight.insert(key, request.parent.clone());
+            let kept = InFlight {
+                parent: request.parent.clone(),
+                growing: None,
+            };
+            index.in_flight.insert(key, kept);
         }
         let lease = LayerLease {
             shared: self.shared.clone(),
@@ -531,6 +548,10 @@ impl LayerIngest {
         let name = partial.name.clone();
         let resumed = partial.length();
         let (directory, snapshot) = StagingDir::new(&shared)?;
+        let key = (lease.request.chain.clone(), lease.request.blob.clone());
+        if let Some(layer) = shared.index().in_flight.get_mut(&key) {
+            layer.growing = Some(Arc::clone(&directory.growing));
+        }
         let keep = snapshot
             .try_clone()
             .map_err(|source| PathError::new("open", "snapshots", source));

@@ -99,8 +99,8 @@ pub(crate) struct Index {
     pub(crate) blobs: BTreeMap<Digest, u64>,
     pub(crate) layers: HashMap<ChainId, LayerRecord>,
     pub(crate) actives: HashMap<String, Active>,
-    /// Layers being pulled, each from one blob, and their parents. Two blobs may be on their way to one place.
-    pub(crate) in_flight: HashMap<(ChainId, Digest), Option<ChainId>>,
+    /// Layers being pulled, each from one blob. Two blobs may be on their way to one place.
+    pub(crate) in_flight: HashMap<(ChainId, Digest), InFlight>,
     /// Sets kept by a [`Lease`].
     pub(crate) leases: HashMap<u64, Roots>,
     pub(crate) damaged: Vec<DamagedRecord>,
@@ -137,12 +137,20 @@ impl Growing {
         self.inodes.store(usage.inodes, Ordering::Relaxed);
     }
 
-    fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         Usage {
             bytes: self.bytes.load(Ordering::Relaxed),
             inodes: self.inodes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// What a layer being pulled needs kept.
+#[derive(Debug, Clone)]
+pub(crate) struct InFlight {
+    pub(crate) parent: Option<ChainId>,
+    /// How far its directory is, once there is one.
+    pub(crate) growing: Option<Arc<Growing>>,
 }
 
 /// A container's snapshot and whether it can be used.

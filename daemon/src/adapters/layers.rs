@@ -216,6 +216,10 @@ impl Layers for LayerStore {
         }
     }
 
+    fn unpacked_bytes(&self, chain: &ChainId, blob: &Digest) -> u64 {
+        self.store.unpacked_bytes(chain, blob)
+    }
+
     async fn commit(
         &self,
         staged: Vec<StagedLayer>,

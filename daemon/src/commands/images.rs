@@ -154,7 +154,7 @@ fn print(images: &[ListedImage]) {
 }
 
 /// Bytes with a binary unit and one decimal.
-fn human(bytes: u64) -> String {
+pub(super) fn human(bytes: u64) -> String {
     let mut tenths = u128::from(bytes) * 10;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if tenths < 10_240 || unit == "TiB" {

@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use super::flights::{Flights, Rules, Ticket};
 use super::images::Images;
 use super::lock;
-use super::pull_image::{LEFT, until};
+use super::progress::{LayerProgress, LayerStage};
+use super::pull_image::{Intake, LEFT, until};
 use super::share_layers::share_layers;
 use super::steps::Steps;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::image::config::ImageConfig;
-use crate::domain::image::manifest::{Descriptor, DocumentRules, ImageManifest};
+use crate::domain::image::manifest::{Descriptor, DocumentRules, ImageManifest, LayerDescriptor};
 use crate::ports::Answer;
 use crate::ports::images::{BlobStream, LayerJob, Layers, RemoteImage};
 
@@ -76,6 +77,8 @@ pub(super) struct ReadyLayers {
     pub(super) fetched: Vec<FetchedLayer>,
     /// Nobody else changes these stacks while it is held.
     pub(super) claim: Box<dyn Send + Sync>,
+    /// Where the layers are, for who watches.
+    pub(super) progress: Vec<Arc<LayerProgress>>,
 }
 
 /// Makes every layer of an image ready. Others may fetch, store and condemn the same layers meanwhile, except
@@ -85,10 +88,9 @@ pub(super) struct ReadyLayers {
 /// The step that failed, or layers that came did not stay.
 pub(super) async fn gather_layers(
     images: &Arc<Images>,
-    remote: &Arc<dyn RemoteImage>,
+    intake: &Intake<'_>,
     manifest: &ImageManifest,
     config: &ImageConfig,
-    stop: &CancellationToken,
     steps: &mut Steps<'_>,
 ) -> Result<ReadyLayers, Failure> {
     let chains = ChainId::of(&config.diff_ids);
@@ -99,7 +101,9 @@ pub(super) async fn gather_layers(
         steps.run("shared layers", share).await?;
         let jobs = layer_jobs(images, manifest, config, &chains);
         drop(claim);
-        let fetch = until(stop, fetch_layers(images, remote, jobs));
+        let progress = layers_of(images, manifest, &chains, &jobs);
+        intake.entry.layers(progress.clone());
+        let fetch = until(intake.stop, fetch_layers(images, intake.remote, jobs));
         let (fetched, received) = steps.run("layers", fetch).await?;
         bytes += received;
         let claim = images.layers.claim(&chains).await;
@@ -112,11 +116,36 @@ pub(super) async fn gather_layers(
                 bytes,
                 fetched,
                 claim,
+                progress,
             });
         }
     }
     let message = "layers of the image were taken away again and again while it was pulled";
     Err(Failure::new(Class::Unavailable, message))
+}
+
+/// Every layer of an image, to be watched.
+fn layers_of(
+    images: &Images,
+    manifest: &ImageManifest,
+    chains: &[ChainId],
+    jobs: &VecDeque<LayerJob>,
+) -> Vec<Arc<LayerProgress>> {
+    let watch = |(layer, chain): (&LayerDescriptor, &ChainId)| {
+        let progress = progress_of(images, chain, layer);
+        if !jobs.iter().any(|job| job.chain == *chain) {
+            progress.enter(LayerStage::Stored);
+        }
+        progress
+    };
+    manifest.layers.iter().zip(chains).map(watch).collect()
+}
+
+fn progress_of(images: &Images, chain: &ChainId, layer: &LayerDescriptor) -> Arc<LayerProgress> {
+    let gauges = images.metrics.layers();
+    images
+        .progress
+        .layer(chain, &layer.digest, layer.size, gauges)
 }
 
 /// The layers that are not on disk yet.
@@ -199,7 +228,13 @@ async fn fetch_layer(
     loop {
         let (layers, remote, wanted) =
             (Arc::clone(&images.layers), Arc::clone(remote), job.clone());
-        let work = move |stop| unpack(layers, wanted, Stoppable { remote, stop });
+        let progress = progress_of(images, &job.chain, &job.layer);
+        let watched = |stop| Watched {
+            remote,
+            stop,
+            progress,
+        };
+        let work = |stop| unpack(layers, wanted, watched(stop));
         let place = images.fetches.join(key.clone(), work).await;
         match place.outcome().await {
             Ok(layer) => {
@@ -225,7 +260,7 @@ async fn fetch_layer(
 async fn unpack(
     layers: Arc<dyn Layers>,
     job: LayerJob,
-    source: Stoppable,
+    source: Watched,
 ) -> Result<Arc<UnpackedLayer>, Failure> {
     // Somebody may have put it into the store since it was looked for.
     let (staged, received) = if layers.has(&job.chain.to_string()) {
@@ -234,6 +269,7 @@ async fn unpack(
         let (staged, received) = layers.unpack(job, &source).await?;
         (Some(staged), received)
     };
+    source.progress.enter(LayerStage::Unpacked);
     Ok(Arc::new(UnpackedLayer {
         staged: Mutex::new(staged),
         received,
@@ -258,10 +294,11 @@ fn take_staged(
     places.into_iter().map(take).collect()
 }
 
-/// A source whose waits end when nobody wants the layer any more.
-struct Stoppable {
+/// A source that tells how far it is, and whose waits end when nobody wants the layer any more.
+struct Watched {
     remote: Arc<dyn RemoteImage>,
     stop: CancellationToken,
+    progress: Arc<LayerProgress>,
 }
 
 fn left<T>() -> Answer<T> {
@@ -269,7 +306,7 @@ fn left<T>() -> Answer<T> {
 }
 
 #[async_trait]
-impl RemoteImage for Stoppable {
+impl RemoteImage for Watched {
     fn digest(&self) -> &Digest {
         self.remote.digest()
     }
@@ -295,27 +332,36 @@ impl RemoteImage for Stoppable {
     }
 
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Answer<Box<dyn BlobStream>> {
-        tokio::select! {
-            opened = self.remote.blob(descriptor, offset) => Ok(Box::new(StoppableStream {
-                stream: opened?,
-                stop: self.stop.clone(),
-            })),
-            () = self.stop.cancelled() => left(),
-        }
+        let stream = tokio::select! {
+            opened = self.remote.blob(descriptor, offset) => opened?,
+            () = self.stop.cancelled() => return left(),
+        };
+        self.progress.begins_at(offset);
+        Ok(Box::new(WatchedStream {
+            stream,
+            stop: self.stop.clone(),
+            progress: Arc::clone(&self.progress),
+        }))
     }
 }
 
-struct StoppableStream {
+struct WatchedStream {
     stream: Box<dyn BlobStream>,
     stop: CancellationToken,
+    progress: Arc<LayerProgress>,
 }
 
 #[async_trait]
-impl BlobStream for StoppableStream {
+impl BlobStream for WatchedStream {
     async fn next(&mut self) -> Answer<Option<Bytes>> {
-        tokio::select! {
-            piece = self.stream.next() => piece,
-            () = self.stop.cancelled() => left(),
+        let piece = tokio::select! {
+            piece = self.stream.next() => piece?,
+            () = self.stop.cancelled() => return left(),
+        };
+        match &piece {
+            Some(piece) => self.progress.received(piece.len() as u64),
+            None => self.progress.enter(LayerStage::Unpacking),
         }
+        Ok(piece)
     }
 }

@@ -9,6 +9,7 @@ use axil_snapshotter::{ChainId, Digest, Roots, Usage};
 
 use super::fetch_layers::{LayerFlights, layer_flights};
 use super::flights::{Flights, Rules};
+use super::progress::{Progress, PullView};
 use super::{lock, pull_image, spawn};
 use crate::domain::failure::Failure;
 use crate::domain::image::pinned::PinnedPatterns;
@@ -35,6 +36,8 @@ pub struct Images {
     pinned: PinnedPatterns,
     /// Layers on their way, whoever wants them.
     pub(super) fetches: Arc<LayerFlights>,
+    /// How far pulls are.
+    pub(super) progress: Arc<Progress>,
     pulls: Arc<Flights<PullKey, Arc<StoredImage>>>,
 }
 
@@ -76,6 +79,7 @@ impl Images {
             downloads: options.downloads.max(1),
             pinned,
             fetches: layer_flights(),
+            progress: Arc::default(),
             pulls: Flights::new(Rules {
                 linger: options.linger,
                 keeps: false,
@@ -198,6 +202,12 @@ impl Images {
             pull_image::pull_image(&images, &reference, auth.as_ref(), &stop).await
         };
         self.pulls.join(key, work).await.outcome().await
+    }
+
+    /// How far the pulls at work are, the one that began first first.
+    #[must_use]
+    pub fn pulls(&self) -> Vec<PullView> {
+        self.progress.view(self.layers.as_ref())
     }
 
     /// Removes an image with all its names, and frees its space; success when it is unknown.

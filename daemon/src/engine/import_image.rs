@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::images::Images;
-use super::pull_image::{Names, take_in};
+use super::pull_image::{Intake, Names, take_in};
 use super::steps::Steps;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::image::reference::Reference;
@@ -81,10 +81,17 @@ async fn import_one(
     image: &ArchivedImage,
     names: &Names,
 ) -> Result<Arc<StoredImage>, Failure> {
-    let mut steps = Steps::begin("PullImage");
-    // The operator's import goes on to its end.
-    let stop = CancellationToken::new();
-    let taken = take_in(images, &image.image, names, &stop, &mut steps).await;
+    let named: Vec<&str> = names.tags.iter().map(String::as_str).collect();
+    let entry = images.progress.begin(format!("import {}", named.join(" ")));
+    let mut steps = Steps::begin("PullImage").telling(|step| entry.step(step));
+    let intake = Intake {
+        remote: &image.image,
+        names,
+        entry: &entry,
+        // The operator's import goes on to its end.
+        stop: &CancellationToken::new(),
+    };
+    let taken = take_in(images, &intake, &mut steps).await;
     match taken {
         Ok((image, bytes)) => {
             tracing::info!(image.id = %image.id, bytes, "image is imported");

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fetch_layers::gather_layers;
 use super::images::Images;
+use super::progress::{LayerStage, PullEntry};
 use super::steps::Steps;
 use super::{lock, spawn};
 use crate::domain::failure::{Class, Failure, chain};
@@ -35,9 +36,10 @@ pub async fn pull_image(
     auth: Option<&PullAuth>,
     stop: &CancellationToken,
 ) -> Result<Arc<StoredImage>, Failure> {
-    let mut steps = Steps::begin("PullImage");
+    let entry = images.progress.begin(reference.to_string());
+    let mut steps = Steps::begin("PullImage").telling(|step| entry.step(step));
     let _in_flight = images.metrics.pull_begins();
-    let result = sequence(images, reference, auth, stop, &mut steps).await;
+    let result = sequence(images, reference, auth, stop, &entry, &mut steps).await;
     match result {
         Ok((image, bytes)) => {
             images.metrics.pull_ended(true, bytes);
@@ -60,13 +62,28 @@ async fn sequence(
     reference: &Reference,
     auth: Option<&PullAuth>,
     stop: &CancellationToken,
+    entry: &PullEntry,
     steps: &mut Steps<'_>,
 ) -> Result<(Arc<StoredImage>, u64), Failure> {
     let resolve = until(stop, images.registry.resolve(reference, auth));
     let remote = steps.run("resolve", resolve).await?;
     let remote: Arc<dyn RemoteImage> = Arc::from(remote);
     let names = Names::of(reference, remote.digest());
-    take_in(images, &remote, &names, stop, steps).await
+    let intake = Intake {
+        remote: &remote,
+        names: &names,
+        entry,
+        stop,
+    };
+    take_in(images, &intake, steps).await
+}
+
+/// What is to be taken in, under which names, and who hears of it.
+pub(super) struct Intake<'a> {
+    pub(super) remote: &'a Arc<dyn RemoteImage>,
+    pub(super) names: &'a Names,
+    pub(super) entry: &'a PullEntry,
+    pub(super) stop: &'a CancellationToken,
 }
 
 /// Runs a step that waits for somebody else until it is told to stop.
@@ -101,11 +118,15 @@ impl Names {
 /// Stores an image, wherever it comes from, and records it under its names.
 pub(super) async fn take_in(
     images: &Arc<Images>,
-    remote: &Arc<dyn RemoteImage>,
-    names: &Names,
-    stop: &CancellationToken,
+    intake: &Intake<'_>,
     steps: &mut Steps<'_>,
 ) -> Result<(Arc<StoredImage>, u64), Failure> {
+    let Intake {
+        remote,
+        names,
+        stop,
+        ..
+    } = *intake;
     let manifest = until(stop, choose_manifest(remote.as_ref()));
     let (manifest, manifest_digest, manifest_bytes) = steps.run("manifest", manifest).await?;
     let config = until(stop, fetch_config(remote.as_ref(), &manifest));
@@ -118,7 +139,7 @@ pub(super) async fn take_in(
         chains: chains.iter().cloned().collect(),
     };
     let lease = images.layers.lease(roots);
-    let ready = gather_layers(images, remote, &manifest, &config, stop, steps).await?;
+    let ready = gather_layers(images, intake, &manifest, &config, steps).await?;
     let documents = vec![
         (manifest_digest.clone(), manifest_bytes),
         (id.clone(), config_bytes),
@@ -126,6 +147,9 @@ pub(super) async fn take_in(
     steps
         .run("commit", images.layers.commit(ready.staged, documents))
         .await?;
+    for layer in ready.progress {
+        layer.enter(LayerStage::Stored);
+    }
     drop(ready.fetched);
 
     let record = async {

@@ -66,6 +66,8 @@ pub const STEPS: &[(&str, &[&str])] = &[
 #[derive(Default)]
 pub struct Steps<'a> {
     verb: &'static str,
+    /// Hears of each step as it begins.
+    heard: Option<Box<dyn Fn(&'static str) + Send + Sync + 'a>>,
     began: Option<Instant>,
     timeline: Vec<Step>,
     undo: Vec<(&'static str, Undo<'a>)>,
@@ -94,10 +96,18 @@ impl<'a> Steps<'a> {
     pub fn begin(verb: &'static str) -> Self {
         Self {
             verb,
+            heard: None,
             began: Some(Instant::now()),
             timeline: Vec::new(),
             undo: Vec::new(),
         }
+    }
+
+    /// Tells somebody of each step as it begins.
+    #[must_use]
+    pub fn telling(mut self, heard: impl Fn(&'static str) + Send + Sync + 'a) -> Self {
+        self.heard = Some(Box::new(heard));
+        self
     }
 
     /// Runs a step that needs no undo of its own.
@@ -111,6 +121,9 @@ impl<'a> Steps<'a> {
     ) -> Result<T, Failure> {
         let full = format!("{}/{step}", self.verb);
         let started = Instant::now();
+        if let Some(heard) = &self.heard {
+            heard(step);
+        }
         fault::before(&full).await?;
         let result = act.await;
         if result.is_ok() {

@@ -144,6 +144,8 @@ pub trait Layers: Send + Sync {
     /// Fetches and unpacks a layer, going on where an interrupted pull stopped; answers it with the
     /// compressed bytes received now.
     async fn unpack(&self, job: LayerJob, remote: &dyn RemoteImage) -> Answer<(StagedLayer, u64)>;
+    /// Bytes of a layer that are unpacked: of its archive while it is on its way, on disk once it is there.
+    fn unpacked_bytes(&self, chain: &ChainId, blob: &Digest) -> u64;
     /// Makes unpacked layers, lowest first, and documents durable and visible.
     async fn commit(
         &self,

@@ -159,6 +159,7 @@ impl LogPump {
                     }
                     None => return self.finish().await,
                 },
+                () = self.taps.left() => self.taps.prune(),
                 () = pause(retry), if retry.is_some() => self.write(),
                 stream = readable(&self.streams), if retry.is_none() => {
                     self.take(stream, Readiness::Reported);

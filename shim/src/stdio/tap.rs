@@ -4,11 +4,16 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pipe::fcntl_setpipe_size;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::{StdioError, Target};
 use crate::log;
+use crate::sys::descriptor::watch;
 
 /// Most clients of one container.
 const MOST: usize = 64;
@@ -63,24 +68,82 @@ fn no_fifo(field: &'static str, text: &str) -> StdioError {
     }
 }
 
+impl Tap {
+    fn fifos(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.0.iter().flatten()
+    }
+
+    /// Whether the client has closed one of its reading ends.
+    fn is_left(&self) -> bool {
+        let now = Timespec::default();
+        self.fifos().any(|fifo| {
+            let mut asked = [PollFd::new(fifo, PollFlags::empty())];
+            let count = poll(&mut asked, Some(&now));
+            count.is_ok_and(|count| count > 0) && asked[0].revents().contains(PollFlags::ERR)
+        })
+    }
+}
+
 /// All clients of one container.
 #[derive(Debug, Default)]
-pub(super) struct Taps(Vec<Tap>);
+pub(super) struct Taps {
+    clients: Vec<Tap>,
+    /// An epoll that reports clients who left: one descriptor of the event loop for all of them, and no wake-up
+    /// for each piece they read. Made with the first client.
+    left: Option<AsyncFd<OwnedFd>>,
+}
 
 impl Taps {
     /// # Errors
-    /// There are too many.
+    /// There are too many, or the kernel does not watch one more.
     pub(super) fn add(&mut self, tap: Tap) -> Result<(), StdioError> {
-        if self.0.len() >= MOST {
+        self.prune();
+        if self.clients.len() >= MOST {
             return Err(StdioError::Crowded { limit: MOST });
         }
-        self.0.push(tap);
+        self.watch(&tap).map_err(|source| StdioError::Open {
+            field: "stdout",
+            path: PathBuf::from("epoll"),
+            source,
+        })?;
+        self.clients.push(tap);
         Ok(())
+    }
+
+    fn watch(&mut self, tap: &Tap) -> std::io::Result<()> {
+        let left = match &self.left {
+            Some(left) => left,
+            None => {
+                let made = watch(epoll::create(CreateFlags::CLOEXEC)?, Interest::READABLE)?;
+                self.left.insert(made)
+            }
+        };
+        for fifo in tap.fifos() {
+            // Closing the descriptor takes it back.
+            epoll::add(left.get_ref(), fifo, EventData::new_u64(0), EventFlags::ERR)?;
+        }
+        Ok(())
+    }
+
+    /// Returns when a client has left. May be cancelled.
+    pub(super) async fn left(&self) {
+        let Some(left) = &self.left else {
+            return std::future::pending().await;
+        };
+        if let Ok(mut guard) = left.readable().await {
+            // Order: forgotten before the clients are looked at, so that who leaves later is reported again.
+            guard.clear_ready();
+        }
+    }
+
+    /// Forgets clients that left.
+    pub(super) fn prune(&mut self) {
+        self.clients.retain(|tap| !tap.is_left());
     }
 
     /// Gives what was read from a stream, 0 stdout or 1 stderr, to each client.
     pub(super) fn copy(&mut self, stream: usize, bytes: &[u8]) {
-        self.0.retain(|tap| {
+        self.clients.retain(|tap| {
             let Some(fifo) = &tap.0[stream] else {
                 return true;
             };
@@ -132,8 +195,8 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn a_slow_client_is_dropped_and_the_others_miss_nothing() {
+    #[tokio::test]
+    async fn a_slow_client_is_dropped_and_the_others_miss_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (mut fast, slow) = (client(&dir, "fast"), client(&dir, "slow"));
         let mut taps = Taps::default();
@@ -147,12 +210,12 @@ mod tests {
             received += read(&mut fast).len();
         }
         assert_eq!(received, chunks * chunk.len());
-        assert_eq!(taps.0.len(), 1);
+        assert_eq!(taps.clients.len(), 1);
         drop(slow);
     }
 
-    #[test]
-    fn clients_come_and_go_up_to_a_limit() {
+    #[tokio::test]
+    async fn clients_come_and_go_up_to_a_limit() {
         let dir = tempfile::tempdir().unwrap();
         let mut taps = Taps::default();
         let clients: Vec<Client> = (0..MOST).map(|n| client(&dir, &n.to_string())).collect();
@@ -164,9 +227,34 @@ mod tests {
         assert!(refused.to_string().contains("64"), "{refused}");
         drop(clients);
         taps.copy(1, b"to nobody");
-        assert_eq!(taps.0.len(), MOST, "stderr is not theirs");
+        assert_eq!(taps.clients.len(), MOST, "stderr is not theirs");
         taps.copy(0, b"to those who left");
-        assert!(taps.0.is_empty());
+        assert!(taps.clients.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_noticed_without_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (client(&dir, "one"), client(&dir, "two"));
+        let mut taps = Taps::default();
+        for client in [&one, &two] {
+            taps.add(Tap::open(&client.path, "").unwrap()).unwrap();
+        }
+        taps.copy(0, b"output wakes nobody");
+        for (left, leaves) in [one, two].into_iter().enumerate() {
+            let nobody = tokio::task::unconstrained(async {
+                tokio::select! {
+                    biased;
+                    () = taps.left() => false,
+                    () = tokio::task::yield_now() => true,
+                }
+            });
+            assert!(nobody.await, "all others are there");
+            drop(leaves);
+            taps.left().await;
+            taps.prune();
+            assert_eq!(taps.clients.len(), 1 - left);
+        }
     }
 
     #[test]

@@ -79,7 +79,10 @@ fn bench() -> Result<()> {
     ));
     let mut costs: [Vec<Cost>; 3] = Default::default();
     for round in 0..=usize::try_from(rounds)? {
-        let measured = track.round(round)?;
+        // Order: before everything is removed, which takes minutes where the disk discards what is freed.
+        let measured = track
+            .round(round)
+            .inspect_err(|error| out(format!("round {round} failed: {error:#}")))?;
         for (at, cost) in measured.into_iter().enumerate() {
             out(format!(
                 "round {round} {:>10}: wall {:5.2} s, on disk {:5.2} s, CPU {:5.2} s",
@@ -96,6 +99,7 @@ fn bench() -> Result<()> {
     }
     out(format!("load after: {}\n", load()));
     print(&costs, track.sample().unpacked() as f64 / 1e9);
+    out("removing what was pulled");
     Ok(())
 }
 

@@ -72,7 +72,8 @@ pub(super) fn memory(group: &Directory) -> Option<MemoryUsage> {
 /// Puts a number where it belongs: of writes, or of reads.
 type Put = fn(&mut DeviceUsage, bool, u64);
 
-/// Input and output by device. The throttling counters see every request, whatever scheduler the disk has.
+/// Input and output by device. The throttling counters see every request, whatever scheduler the disk has; since
+/// Linux 6.10 they count only for devices with a limit (block/blk-throttle.c), and else there is nothing to tell.
 pub(super) fn devices(group: &Directory) -> Vec<DeviceUsage> {
     let mut devices: Vec<DeviceUsage> = Vec::new();
     let files: [(&str, Put); 2] = [

@@ -154,6 +154,29 @@ pub fn static_test(package: &str, test: &str) -> Result<PathBuf> {
     executable(&messages, test).with_context(|| format!("cargo built no test {test} of {package}"))
 }
 
+/// Builds the test binaries `tests` of `package` for this machine, in their order.
+///
+/// # Errors
+/// When one does not build.
+pub fn tests(package: &str, tests: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut command = cargo_command("test");
+    command.args(["--no-run", "--quiet", "-p", package]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    for test in tests {
+        command.args(["--test", test]);
+    }
+    let done = children::output(&mut command, &[])?;
+    if !done.status.success() {
+        bail!("cargo test --no-run -p {package}: {}", done.text());
+    }
+    let messages = String::from_utf8_lossy(&done.stdout);
+    let built = |test: &&str| {
+        executable(&messages, test)
+            .with_context(|| format!("cargo built no test {test} of {package}"))
+    };
+    tests.iter().map(built).collect()
+}
+
 /// Builds the example `name` of `package` static.
 ///
 /// # Errors

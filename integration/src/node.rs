@@ -17,7 +17,7 @@ use crate::binaries::Binaries;
 use crate::build::{ContainerBuilder, PodBuilder};
 use crate::children::{self, Finished, Running};
 use crate::cri::{Answer, Cri};
-use crate::eventually::{eventually, poll};
+use crate::eventually::{eventually, patient, poll};
 use crate::lab::Ground;
 use crate::leakcheck::FileList;
 use crate::say;
@@ -153,7 +153,8 @@ impl Node {
                 bail!("axild ended at once ({status}):\n{}", self.log_tail())
             }
             None => bail!(
-                "axild does not answer after {START_LIMIT:?}:\n{}",
+                "axild does not answer after {:?}:\n{}",
+                patient(START_LIMIT),
                 self.log_tail()
             ),
         }

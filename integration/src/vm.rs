@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  apt's own sources --> image   (packages -> root.ext4, kernel, modules; cached by content)      image, kernel, apt
-//!  built binaries    --> payload (a tar as a read-only disk; its `run` is what the guest runs)    payload, suite
+//!  built binaries    --> payload (a tar as a read-only disk; its `run` is what the guest runs)    payload, suite, nodes
 //!  boot  root overlay + payload + empty results disk, console on a pipe                           boot, console
 //!    |-- the guest ends:   results disk -> files, one outcome per test                            results
 //!    `-- cut_power:        SIGKILL; the overlay stays and can be booted again                     power
@@ -29,6 +29,7 @@ pub mod console;
 pub mod image;
 pub mod initramfs;
 pub mod kernel;
+pub mod nodes;
 pub mod payload;
 pub mod power;
 pub mod results;

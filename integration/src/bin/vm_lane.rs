@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use axil_integration::binaries;
 use axil_integration::say::{elapsed, out};
 use axil_integration::vm::boot::{Accelerator, Resources, Show};
+use axil_integration::vm::nodes::Nodes;
 use axil_integration::vm::payload::Payload;
 use axil_integration::vm::power::{Cut, Moment};
 use axil_integration::vm::results::Report;
@@ -34,6 +35,9 @@ struct Arguments {
     /// Only the tests that need the lane: cgroups, systemd, AppArmor.
     #[arg(long)]
     short: bool,
+    /// Only the system tests about cgroups, on nodes of real binaries.
+    #[arg(long, conflicts_with_all = ["short", "driver"])]
+    nodes: bool,
     /// Only tests with this in their name; may be given again.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
@@ -47,7 +51,7 @@ struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     power_cuts: u32,
     /// Only the power cuts.
-    #[arg(long, conflicts_with_all = ["short", "filter", "driver", "run", "list"])]
+    #[arg(long, conflicts_with_all = ["short", "nodes", "filter", "driver", "run", "list"])]
     only_power_cuts: bool,
     /// Run this shell script in the guest instead of tests, with its files in $RESULTS brought back.
     #[arg(long, value_name = "SCRIPT")]
@@ -161,6 +165,12 @@ fn main() -> ExitCode {
 }
 
 fn lane(arguments: &Arguments) -> Result<()> {
+    if arguments.list && arguments.nodes {
+        for name in Nodes::build(&arguments.filters())?.names() {
+            out(name);
+        }
+        return Ok(());
+    }
     if arguments.list {
         for name in Suite::build(&arguments.filters())?.names() {
             out(name);
@@ -182,6 +192,7 @@ fn lane(arguments: &Arguments) -> Result<()> {
     match &arguments.run {
         Some(script) => run_script(&lane, arguments, script),
         None if arguments.only_power_cuts => cut_power(&lane, arguments.power_cuts, &scratch),
+        None if arguments.nodes => run_nodes(&lane, arguments, &scratch)?.check(),
         None => run_suites(&lane, arguments, &scratch),
     }
 }
@@ -256,6 +267,23 @@ fn run_suites(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> 
         .collect();
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+/// Runs the system tests about cgroups, on nodes that make their cgroups themselves.
+fn run_nodes(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<Report> {
+    let nodes = Nodes::build(&arguments.filters())?;
+    let title = "nodes, cgroup v2";
+    out(format!("==> {title}: {} tests", nodes.names().len()));
+    let options = RunOptions {
+        driver: Driver::Cgroupfs,
+        jobs: arguments.jobs,
+        test_limit: Duration::from_secs(arguments.test_limit),
+    };
+    let limit = Duration::from_secs(arguments.limit);
+    let collected = lane.run("nodes", &nodes.payload(&options), Show::Progress, limit)?;
+    let report = nodes.report(title, &collected)?;
+    keep(&report, scratch, "nodes")?;
+    Ok(report)
 }
 
 /// Prints a report and writes it beside the console.

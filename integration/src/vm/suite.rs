@@ -10,7 +10,7 @@ use super::payload::Payload;
 use super::results::{self, Collected, Outcome, Report, TestResult};
 use crate::{binaries, children};
 
-const RUNNER: &str = include_str!("guest/suite");
+pub(super) const RUNNER: &str = include_str!("guest/suite");
 
 /// What the guest has that other machines lack, as the guard of the tests names it.
 const HAS: &str = "cgroup-v2,systemd,apparmor";
@@ -92,7 +92,7 @@ impl Suite {
     #[must_use]
     pub fn payload(&self, options: &RunOptions) -> Payload {
         let plan: String = (self.names.iter().enumerate())
-            .map(|(number, name)| format!("{number} {name}\n"))
+            .map(|(number, name)| format!("{number} tests {name}\n"))
             .collect();
         let script = format!(
             "export JOBS={} LIMIT={} AXIL_TEST_REQUIRE=1 AXIL_TEST_HAS={HAS} \
@@ -115,17 +115,7 @@ impl Suite {
     /// When the runner itself failed.
     pub fn report(&self, title: &str, collected: &Collected) -> Result<Report> {
         let mut tests = results::of_tests(&self.names, &collected.files);
-        let left = collected.text("left")?;
-        tests.push(TestResult {
-            name: "the tests left nothing behind".to_owned(),
-            outcome: if left.trim().is_empty() {
-                Outcome::Passed
-            } else {
-                Outcome::Failed("cgroups, mounts, processes or units are left".to_owned())
-            },
-            took: Duration::ZERO,
-            output: left,
-        });
+        tests.push(nothing_left(collected)?);
         Ok(Report {
             title: title.to_owned(),
             tests,
@@ -135,7 +125,22 @@ impl Suite {
     }
 }
 
-fn list(binary: &Path) -> Result<Vec<String>> {
+/// Whether the guest was as before when the tests had ended, as a test of its own.
+pub(super) fn nothing_left(collected: &Collected) -> Result<TestResult> {
+    let left = collected.text("left")?;
+    Ok(TestResult {
+        name: "the tests left nothing behind".to_owned(),
+        outcome: if left.trim().is_empty() {
+            Outcome::Passed
+        } else {
+            Outcome::Failed("cgroups, mounts, processes or units are left".to_owned())
+        },
+        took: Duration::ZERO,
+        output: left,
+    })
+}
+
+pub(super) fn list(binary: &Path) -> Result<Vec<String>> {
     let mut command = Command::new(binary);
     command.args(["--list", "--format", "terse"]);
     let done = children::output(&mut command, &[])?;

@@ -133,6 +133,16 @@ impl Asker {
         })
     }
 
+    /// Makes a call once, with a deadline that is long enough. `None` after a refusal.
+    fn ask<T>(&mut self, what: &str, call: impl FnOnce(&Cri) -> Answer<T>) -> Option<T> {
+        self.cri.set_deadline(PATIENT);
+        self.report.calls += 1;
+        let answer = call(&self.cri);
+        answer
+            .map_err(|status| self.report.problems.push(format!("{what}: {status}")))
+            .ok()
+    }
+
     /// Makes a call until it is answered, with the same request each time. `None` after a refusal.
     fn insist<T>(&mut self, what: &str, call: impl Fn(&Cri) -> Answer<T>) -> Option<T> {
         for number in 0..TRIES {

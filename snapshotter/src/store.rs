@@ -25,6 +25,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, fchmod, flock, fstat, mkdirat, openat, statat,
@@ -599,16 +601,28 @@ fn check_path(root: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// How long a killed process may hold the lock on: what it was about to start has its descriptors until the exec.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// Pause between two tries of the lock.
+const LOOK: Duration = Duration::from_millis(10);
+
 fn lock(top: &OwnedFd, root: &Path) -> Result<OwnedFd, OpenError> {
     let failed = |error| PathError::new("lock", root.join("lock").display(), error);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = openat(top, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(Errno::AGAIN) => Err(OpenError::InUse {
-            path: root.to_owned(),
-        }),
-        Err(error) => Err(failed(error).into()),
+    let deadline = Instant::now() + LET_GO;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(LOOK),
+            Err(Errno::AGAIN) => {
+                return Err(OpenError::InUse {
+                    path: root.to_owned(),
+                });
+            }
+            Err(error) => return Err(failed(error).into()),
+        }
     }
 }
 

@@ -118,7 +118,8 @@ impl Running {
         self.restarts += 1;
         let sandbox = &self.config;
         let id = asker.insist("CreateContainer", |cri| cri.create(&pod, &config, sandbox))?;
-        asker.insist("StartContainer", |cri| cri.start(&id))?;
+        // The kubelet does not ask twice: what it gives up here it makes anew.
+        asker.ask("StartContainer", |cri| cri.start(&id))?;
         asker.report.containers += 1;
         Some(id)
     }

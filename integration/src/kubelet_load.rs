@@ -207,21 +207,21 @@ pub fn run(place: &Place, load: &Load) -> Result<Report> {
             thread::sleep(Duration::from_millis(20));
         }
         over.store(true, Ordering::Release);
-        for worker in workers {
-            let (part, wanted) = worker
-                .join()
-                .map_err(|_| anyhow::anyhow!("a worker panicked"))??;
+        let worked: Vec<_> = workers
+            .into_iter()
+            .map(|worker| joined("a worker", worker))
+            .collect();
+        // Order: before the first failure is returned, or the others would be waited for without an end.
+        done.store(true, Ordering::Release);
+        let listed = joined("the lister", lister);
+        let heard = joined("the listener", listener);
+        for part in worked {
+            let (part, wanted) = part?;
             report.add(part);
             expected.extend(wanted);
         }
-        done.store(true, Ordering::Release);
-        let lists = lister
-            .join()
-            .map_err(|_| anyhow::anyhow!("the lister panicked"))??;
-        report.add(lists);
-        let heard = listener
-            .join()
-            .map_err(|_| anyhow::anyhow!("the listener panicked"))??;
+        report.add(listed?);
+        let heard = heard?;
         report.problems.extend(heard.missing(&expected));
         Ok(heard)
     })?;
@@ -229,6 +229,12 @@ pub fn run(place: &Place, load: &Load) -> Result<Report> {
     report.wall = begun.elapsed();
     report.cpu = cpu_time(place.pid)?.saturating_sub(before);
     Ok(report)
+}
+
+/// The result of a thread; a panic is an error.
+fn joined<T>(who: &str, thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    let result = thread.join();
+    result.unwrap_or_else(|_| Err(anyhow::anyhow!("{who} panicked")))
 }
 
 /// One worker with its share of the pods; answers what it saw and the ids whose whole life must have been told.

@@ -264,7 +264,7 @@ impl Store {
     /// process left unfinished, except compressed layers that a pull can resume.
     ///
     /// # Errors
-    /// `Unavailable` when another process has it open, `InvalidArgument` for a path that cannot
+    /// `Unavailable` when another process has it open for a second and longer, `InvalidArgument` for a path that cannot
     /// be used in mount options, otherwise the class of the I/O error. Damaged records are not an
     /// error; see [`Store::damaged`].
     pub fn open(root: &Path) -> Result<Self, OpenError> {

@@ -7,7 +7,7 @@ use axil_proto::ids::{ContainerId, ExecId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::exec_sync::exec_process;
+use super::exec_sync::{exec_oom_score, exec_process};
 use super::fifos::{Fifo, pass_input, pass_output};
 use super::session::{Session, StreamsAsked, TerminalSize, is_gone};
 use super::{Engine, Shared, pods};
@@ -53,7 +53,8 @@ impl Engine {
         let shared = &self.shared;
         let bundle = shared.ports.files.bundle(&view.pod, &view.id);
         let terminal = options.streams.terminal;
-        let process = exec_process(&bundle, &options.command, terminal).await?;
+        let score = exec_oom_score(&view, shared)?;
+        let process = exec_process(&bundle, &options.command, terminal, score).await?;
         let exec: ExecId = format!("e{}", &pods::random_id()?[..24])
             .parse()
             .map_err(|error| Failure::internal("exec id", &error))?;

@@ -10,7 +10,8 @@ use tokio::net::unix::pipe;
 
 use super::fifos::Fifo;
 use super::views::ContainerView;
-use super::{Engine, pods, spawn};
+use super::{Engine, Shared, pods, spawn};
+use crate::domain::container::oci;
 use crate::domain::container::phase::ContainerPhase;
 use crate::domain::failure::{Class, Failure};
 use crate::ports::{ExecPlan, Shim};
@@ -73,7 +74,8 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let work = async move {
             let bundle = shared.ports.files.bundle(&view.pod, &view.id);
-            let process = exec_process(&bundle, &command, false).await?;
+            let score = exec_oom_score(&view, &shared)?;
+            let process = exec_process(&bundle, &command, false, score).await?;
             let exec: ExecId = format!("e{}", &pods::random_id()?[..24])
                 .parse()
                 .map_err(|error| Failure::internal("exec id", &error))?;
@@ -94,7 +96,17 @@ impl Engine {
     }
 }
 
-/// The OCI process of an exec: the container's own with another command.
+/// The `oom_score_adj` a container has now: its document has the one it began with.
+///
+/// # Errors
+/// It is out of bounds.
+pub(super) fn exec_oom_score(view: &ContainerView, shared: &Shared) -> Result<i64, Failure> {
+    let asked = view.record.limits().oom_score_adj;
+    let score = oci::oom_score_adj(asked, &shared.host);
+    score.map_err(|error| Failure::new(error.class(), error.to_string()))
+}
+
+/// The OCI process of an exec: the container's own with another command, and the score of now.
 ///
 /// # Errors
 /// The container's document cannot be read.
@@ -102,6 +114,7 @@ pub(super) async fn exec_process(
     bundle: &Path,
     command: &[String],
     terminal: bool,
+    oom_score_adj: i64,
 ) -> Result<Vec<u8>, Failure> {
     let path = bundle.join("config.json");
     let text = tokio::fs::read(&path)
@@ -112,6 +125,7 @@ pub(super) async fn exec_process(
     let mut process = document["process"].take();
     process["args"] = serde_json::Value::from(command);
     process["terminal"] = terminal.into();
+    process["oomScoreAdj"] = oom_score_adj.into();
     if terminal {
         name_terminal(&mut process["env"]);
     }

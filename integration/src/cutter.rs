@@ -1,13 +1,13 @@
 //! A wire that breaks: carries connections to a server and cuts every one of them after a random number of
 //! bytes of the answer. It counts what it carried.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -25,8 +25,13 @@ struct Shared {
     noise: AtomicU64,
     carried: AtomicU64,
     connections: AtomicU64,
+    /// Connections of now.
+    open: AtomicU64,
     stop: AtomicBool,
 }
+
+/// How long a quiet connection goes without a look at whether to stop.
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Cutter {
     /// Carries connections to `to`, each until a number of bytes in `cuts` came back. The same `seed` gives the
@@ -47,6 +52,7 @@ impl Cutter {
             noise: AtomicU64::new(seed),
             carried: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
@@ -56,7 +62,11 @@ impl Cutter {
                     return;
                 }
                 let shared = Arc::clone(&serving);
-                thread::spawn(move || shared.carry(stream));
+                shared.open.fetch_add(1, Ordering::Relaxed);
+                thread::spawn(move || {
+                    shared.carry(stream);
+                    shared.open.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
         Ok(Self { address, shared })
@@ -82,10 +92,15 @@ impl Cutter {
 }
 
 impl Drop for Cutter {
+    /// Ends every connection: those that clients keep for later too.
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         // Wakes the accept loop so that it sees the flag.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
+        let until = Instant::now() + Duration::from_secs(5);
+        while self.shared.open.load(Ordering::Relaxed) > 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -111,6 +126,9 @@ impl Shared {
         let (Ok(mut from), Ok(mut to)) = (client.try_clone(), server.try_clone()) else {
             return;
         };
+        if server.set_read_timeout(Some(LOOK)).is_err() {
+            return;
+        }
         // Ends when either side is shut down below.
         let up = thread::spawn(move || std::io::copy(&mut from, &mut to));
         let mut left = self.cut();
@@ -120,8 +138,15 @@ impl Shared {
             let most = buffer
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
-            let Ok(count @ 1..) = server.read(&mut buffer[..most]) else {
-                break;
+            let count = match server.read(&mut buffer[..most]) {
+                Ok(count @ 1..) => count,
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock
+                        && !self.stop.load(Ordering::Relaxed) =>
+                {
+                    continue;
+                }
+                Ok(_) | Err(_) => break,
             };
             if client.write_all(&buffer[..count]).is_err() {
                 break;

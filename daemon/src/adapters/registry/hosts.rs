@@ -7,6 +7,9 @@
 //!   capabilities = ["pull", "resolve"]
 //! ```
 //!
+//! A table for the server itself, as many files have one to name its authority, is about the server wherever
+//! the file's root says nothing else of it; where such a table is the last one, the server is asked once.
+//!
 //! A directory without `hosts.toml` is read as docker's: `*.crt` are authorities, `*.cert` with
 //! `*.key` client certificates.
 
@@ -128,6 +131,25 @@ struct RawHost {
     dial_timeout: Option<String>,
 }
 
+impl RawHost {
+    /// Nothing is said of the host.
+    fn is_bare(&self) -> bool {
+        let Self {
+            capabilities: None,
+            ca: None,
+            client: None,
+            skip_verify: false,
+            header,
+            override_path: _,
+            dial_timeout: None,
+        } = self
+        else {
+            return false;
+        };
+        header.is_empty()
+    }
+}
+
 #[derive(Deserialize, PartialEq, Eq, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum Capability {
@@ -196,7 +218,8 @@ pub(super) fn parse(
             "has more than 64 entries",
         ));
     }
-    let last = upstream(reference_host, root, Some((file, server.as_deref())))?;
+    let is_bare = root.is_bare();
+    let mut last = upstream(reference_host, root, Some((file, server.as_deref())))?;
     let mut hosts = Vec::with_capacity(tables.len() + 1);
     for (url, value) in tables {
         let key = format!("host.\"{}\"", url_for_error(&url));
@@ -205,6 +228,17 @@ pub(super) fn parse(
     }
     for host in &mut hosts {
         host.trusted = host.origin == last.origin;
+    }
+    let is_own = |host: &HostConfig| host.origin == last.origin && host.path == last.path;
+    if is_bare && let Some(own) = hosts.iter().rposition(is_own) {
+        last = HostConfig {
+            pull: true,
+            resolve: true,
+            ..hosts[own].clone()
+        };
+        if own + 1 == hosts.len() {
+            hosts.pop();
+        }
     }
     hosts.push(last);
     Ok(hosts)

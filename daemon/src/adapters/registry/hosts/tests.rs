@@ -114,6 +114,36 @@ fn mirrors_come_in_the_order_of_the_file_and_the_server_last() {
 }
 
 #[test]
+fn a_table_for_the_server_itself_is_about_the_server() {
+    let layout = Layout::new();
+    let own = "[host.\"https://h.x\"]\ncapabilities = [\"pull\"]\nca = \"ca.pem\"\n";
+    let mirror = "[host.\"https://m.x\"]\n";
+    layout.put("h.x/hosts.toml", own);
+    layout.put(
+        "first.x/hosts.toml",
+        &format!("server = \"https://h.x\"\n{own}{mirror}"),
+    );
+    layout.put(
+        "last.x/hosts.toml",
+        &format!("server = \"https://h.x\"\n{mirror}{own}"),
+    );
+    layout.put(
+        "said.x/hosts.toml",
+        &format!("server = \"https://h.x\"\nskip_verify = true\n{own}"),
+    );
+    let (h, m) = ("https://h.x/v2", "https://m.x/v2");
+    assert_eq!(layout.urls("h.x"), [h]);
+    assert_eq!(layout.urls("first.x"), [h, m, h]);
+    assert_eq!(layout.urls("last.x"), [m, h]);
+    assert_eq!(layout.urls("said.x"), [h, h]);
+    for (name, authorities) in [("h.x", 1), ("first.x", 1), ("last.x", 1), ("said.x", 0)] {
+        let server = layout.load(name).unwrap().pop().unwrap();
+        assert!(server.trusted && server.pull && server.resolve, "{name}");
+        assert_eq!(server.tls.authorities.len(), authorities, "{name}");
+    }
+}
+
+#[test]
 fn directories_are_searched_in_containerds_order() {
     let layout = Layout::new();
     let file = |host: &str| format!("server = \"https://{host}\"");

@@ -17,3 +17,4 @@ pub mod remote;
 pub mod rootfs;
 pub mod runtime_features;
 pub mod shim;
+pub mod signatures;

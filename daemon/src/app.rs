@@ -27,6 +27,7 @@ use crate::adapters::records::RecordFiles;
 use crate::adapters::remote::Registries;
 use crate::adapters::rootfs::OverlayRootfs;
 use crate::adapters::shim::{ShimOptions, ShimProcesses};
+use crate::adapters::signatures::Signers;
 use crate::config::{Config, LayerBounds};
 use crate::control;
 use crate::cri::streaming::{self, Streaming};
@@ -286,10 +287,12 @@ fn images_over(
         records,
         Arc::new(LayerStore::new(store, layer_limits(&config.images.layer))),
         Arc::new(Registries::open(&config.images)),
+        Arc::new(Signers::load(&config.images.policy)?),
         Arc::clone(metrics),
         PullOptions {
             downloads: config.images.max_concurrent_downloads,
             linger: config.images.abandoned_pull_timeout,
+            policy: config.images.policy.policy()?,
         },
         config.images.pinned_patterns()?,
     ))

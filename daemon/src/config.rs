@@ -12,10 +12,12 @@ use serde::Deserialize;
 use crate::domain::pod::cgroup::{CgroupDriver, CgroupNames};
 
 mod images;
+mod policy;
 mod runtime;
 mod streaming;
 
 pub use images::{ImageConfig, LayerBounds};
+pub use policy::{IdentityConfig, PolicyConfig, RuleConfig, SignerConfig};
 pub use runtime::{HandlerConfig, RuntimeConfig};
 pub use streaming::StreamingConfig;
 
@@ -285,6 +287,21 @@ pub const KEYS: &[Key] = &[
         "images.layer.zstd_window",
         "\"32MiB\"",
         "Largest window of a zstd layer, 1MiB to 2GiB; as much memory is used.",
+    ),
+    key(
+        "images.policy.default",
+        "\"allow\"",
+        "allow or deny: images that no rule fits.",
+    ),
+    key(
+        "images.policy.rules",
+        "[]",
+        "Rules for pulls, imports and use; the first that fits decides. { name = \"no-hub\", images = [\"docker.io\"], namespaces = [\"prod\"], action = \"deny\" }: images are scopes such as docker.io/library, *.example.com or *; without namespaces it is for all; action is allow, deny or signed, with signers = [\"release\"].",
+    ),
+    key(
+        "images.policy.signers",
+        "{}",
+        "Who signs, for rules with action signed. release = { keys = [\"/etc/axil/release.pub\"] }, or keyless = { trusted_root = \"/etc/axil/trusted_root.json\", identities = [{ issuer = \"https://accounts.example.com\", subject = \"release@example.com\" }] }.",
     ),
     key(
         "cni.conf_dir",

@@ -3,6 +3,7 @@
 //! Handlers send a command and wait; the work runs in the pod's driver and outlives a vanished caller.
 //! Queries read views and never wait for a driver.
 
+mod admission;
 pub mod attach;
 pub mod create_container;
 pub mod events;

@@ -20,12 +20,12 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::engine::spawn::spawn;
-use crate::engine::views::Views;
-
 mod pulls;
 
 pub use pulls::LayerGauges;
+
+use crate::engine::spawn::spawn;
+use crate::engine::views::Views;
 
 /// Connections to the endpoint served at once; more wait.
 const CONNECTIONS: usize = 16;
@@ -64,6 +64,12 @@ pub struct KindLabel {
     kind: &'static str,
 }
 
+/// Where an image was refused by the policy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DoorLabel {
+    door: &'static str,
+}
+
 /// Every metric of the daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -78,6 +84,7 @@ pub struct Metrics {
     listeners_cut: Counter,
     sessions: Family<KindLabel, Gauge>,
     tasks: Gauge,
+    refusals: Family<DoorLabel, Counter>,
     layers: LayerGauges,
 }
 
@@ -145,6 +152,12 @@ impl Default for Metrics {
         );
         let tasks = Gauge::default();
         registry.register("tasks", "Tasks of the daemon alive now", tasks.clone());
+        let refusals = Family::default();
+        registry.register(
+            "image_refusals",
+            "Images the policy refused, by door: pull, import or use",
+            refusals.clone(),
+        );
         let layers = LayerGauges::register(&mut registry);
         Self {
             registry,
@@ -158,6 +171,7 @@ impl Default for Metrics {
             listeners_cut,
             sessions,
             tasks,
+            refusals,
             layers,
         }
     }
@@ -203,6 +217,11 @@ impl Metrics {
         let gauge = self.sessions.get_or_create_owned(&KindLabel { kind });
         gauge.inc();
         InFlight(gauge)
+    }
+
+    /// Counts an image that the policy refused at a door.
+    pub fn image_refused(&self, door: &'static str) {
+        self.refusals.get_or_create(&DoorLabel { door }).inc();
     }
 
     /// Everything, in Prometheus' text format; states are counted from the views now.

@@ -348,10 +348,20 @@ impl Cri {
 
     /// PullImage with credentials.
     pub fn pull_with(&self, image: &str, auth: Option<AuthConfig>) -> Answer<String> {
+        self.pull_for(image, auth, None)
+    }
+
+    /// PullImage for a pod.
+    pub fn pull_for(
+        &self,
+        image: &str,
+        auth: Option<AuthConfig>,
+        pod: Option<&PodSandboxConfig>,
+    ) -> Answer<String> {
         let request = PullImageRequest {
             image: Some(spec(image)),
             auth,
-            sandbox_config: None,
+            sandbox_config: pod.cloned(),
         };
         call!(self.images.pull_image(request)).map(|answer| answer.image_ref)
     }

@@ -33,6 +33,8 @@ pub mod registry;
 pub mod runtime_bench;
 pub mod say;
 pub mod shelf;
+pub mod signing;
 pub mod streaming;
+pub mod tls_front;
 pub mod token;
 pub mod vm;

@@ -65,12 +65,13 @@ impl Registry {
              delete:\n    enabled: true\nhttp:\n  addr: {address}\n",
             dir.join("storage").display()
         );
+        let tls_key = dir.join("tls.key");
         if options.tls {
-            make_certificate(&certificate, &dir.join("tls.key"))?;
+            make_certificate(&certificate, &tls_key)?;
             config.push_str(&format!(
                 "  tls:\n    certificate: {}\n    key: {}\n",
                 certificate.display(),
-                dir.join("tls.key").display()
+                tls_key.display()
             ));
         }
         let mut tokens = None;
@@ -88,7 +89,8 @@ impl Registry {
             Access::Token => {
                 let (cert, key) = (dir.join("token.crt"), dir.join("token.key"));
                 make_certificate(&cert, &key)?;
-                let server = TokenServer::start(&cert, &key)?;
+                let tls = options.tls.then_some((&*certificate, &*tls_key));
+                let server = TokenServer::start(&cert, &key, tls)?;
                 config.push_str(&format!(
                     "auth:\n  token:\n    realm: {}\n    service: axil-registry\n    \
                      issuer: axil-tokens\n    rootcertbundle: {}\n",

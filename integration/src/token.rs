@@ -13,19 +13,22 @@ use serde_json::{Value, json};
 use crate::children;
 use crate::http::{Reply, Request, Server};
 use crate::registry::{PASSWORD, USER};
+use crate::tls_front::TlsFront;
 
 /// The server; gone when dropped.
 #[derive(Debug)]
 pub struct TokenServer {
     server: Server,
+    front: Option<TlsFront>,
 }
 
 impl TokenServer {
-    /// Starts on a free loopback port, signing with `key` in the name of `certificate` (both PEM).
+    /// Starts on a free loopback port, signing with `key` in the name of `certificate` (both PEM); over TLS when it
+    /// is given such a pair of its own for that.
     ///
     /// # Errors
     /// When the certificate cannot be read or no port can be bound.
-    pub fn start(certificate: &Path, key: &Path) -> Result<Self> {
+    pub fn start(certificate: &Path, key: &Path, tls: Option<(&Path, &Path)>) -> Result<Self> {
         let der = children::output(
             Command::new("openssl")
                 .args(["x509", "-outform", "der", "-in"])
@@ -42,13 +45,20 @@ impl TokenServer {
             certificate: STANDARD.encode(der.stdout),
         };
         let server = Server::start(move |request| answer(&signer, request))?;
-        Ok(Self { server })
+        let front = match tls {
+            Some((certificate, key)) => Some(TlsFront::start(&server.address(), certificate, key)?),
+            None => None,
+        };
+        Ok(Self { server, front })
     }
 
     /// Where tokens are got.
     #[must_use]
     pub fn realm(&self) -> String {
-        format!("http://{}/token", self.server.address())
+        match &self.front {
+            Some(front) => format!("https://{}/token", front.address()),
+            None => format!("http://{}/token", self.server.address()),
+        }
     }
 }
 

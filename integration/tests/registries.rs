@@ -151,6 +151,63 @@ fn privileged_registries_that_cut_every_connection_are_pulled_from_whole() {
     lab.close(node);
 }
 
+#[test]
+fn privileged_tokens_tls_and_a_mirror_go_together() {
+    let Some(lab) = Lab::open_needing(REAL) else {
+        return;
+    };
+    let registry = lab.registry(RegistryOptions {
+        access: Access::Token,
+        tls: true,
+    });
+    let mirror = lab.registry(RegistryOptions {
+        access: Access::Anonymous,
+        tls: true,
+    });
+    let layer = file_layer(Compression::Gzip, "data", noise(9, 400_000));
+    let image = Image::build(&json!({}), &[layer]).unwrap();
+    registry.push(&image, "team/app", "1").unwrap();
+    mirror.push(&image, "team/app", "1").unwrap();
+    // Wires that never break, to count what goes where.
+    let whole = 1 << 40..1 << 41;
+    let to_registry = Cutter::start(registry.address(), whole.clone(), 1).unwrap();
+    let to_mirror = Cutter::start(mirror.address(), whole, 2).unwrap();
+    let hosts = format!(
+        "server = \"https://{}\"\nca = \"{}\"\n\n[host.\"https://{}\"]\ncapabilities = [\"pull\"]\nca = \"{}\"\n",
+        to_registry.address(),
+        registry.authority().display(),
+        to_mirror.address(),
+        mirror.authority().display(),
+    );
+    lab.hosts().put("registry.test", &hosts).unwrap();
+    let node = hasty(&lab);
+    let reference = "registry.test/team/app:1";
+    // What a tag means is the registry's to say, and only to those whom its token server knows.
+    let stranger = AuthConfig {
+        password: "a guess".to_owned(),
+        ..account()
+    };
+    for auth in [None, Some(stranger)] {
+        let status = node.pull_with(reference, auth).unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    }
+    assert_eq!(to_mirror.connections(), 0);
+    let id = node.pull_with(reference, Some(account())).unwrap();
+    assert_eq!(id, image.config);
+    let layer = image.blob(&image.layers[0]).len() as u64;
+    assert!(to_mirror.carried() > layer && to_registry.carried() < layer / 2);
+    // The mirror goes away: the registry serves it all, by the token it gave.
+    node.remove_image(reference).unwrap();
+    drop(to_mirror);
+    assert_eq!(
+        node.pull_with(reference, Some(account())).unwrap(),
+        image.config
+    );
+    assert!(to_registry.carried() > layer);
+    assert!(!node.log().contains(PASSWORD));
+    lab.close(node);
+}
+
 /// The most memory the daemon ever had, in KiB.
 fn peak_memory(node: &Node) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();

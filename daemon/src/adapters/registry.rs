@@ -240,6 +240,29 @@ impl Registry {
         Ok(found.bytes)
     }
 
+    /// Asks for the manifest or index under another tag of the repository, with the source's credentials.
+    ///
+    /// # Errors
+    /// As [`Registry::resolve`].
+    pub async fn tagged(&self, source: &Source, tag: &str) -> Result<Vec<u8>, RegistryError> {
+        let question = Question::tagged(source, tag);
+        Ok(self.exchange.document(source, &question).await?.bytes)
+    }
+
+    /// Asks for the index of what refers to a document of the repository; its first page.
+    ///
+    /// # Errors
+    /// As [`Registry::resolve`]; registries without such lists answer `NotFound`, `InvalidArgument` or
+    /// `Unsupported`.
+    pub async fn referrers(
+        &self,
+        source: &Source,
+        digest: &Digest,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let question = Question::referrers(source, digest);
+        Ok(self.exchange.document(source, &question).await?.bytes)
+    }
+
     /// What is taken of documents.
     #[must_use]
     pub fn document_rules(&self) -> &DocumentRules {

@@ -141,6 +141,31 @@ impl RemoteImage for Remote {
         document.map_err(|error| failure(&error))
     }
 
+    async fn tagged(&self, tag: &str) -> Answer<Option<Vec<u8>>> {
+        let found = self.client.tagged(&self.resolved.source, tag).await;
+        match found.map_err(|error| failure(&error)) {
+            Err(failure) if failure.class == Class::NotFound => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    async fn referrers(&self, digest: &Digest) -> Answer<Option<Vec<u8>>> {
+        let source = &self.resolved.source;
+        let found = self.client.referrers(source, digest).await;
+        match found.map_err(|error| failure(&error)) {
+            // What registries say that know nothing of referrers.
+            Err(failure)
+                if matches!(
+                    failure.class,
+                    Class::NotFound | Class::InvalidArgument | Class::Unsupported
+                ) =>
+            {
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
+    }
+
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Answer<Box<dyn BlobStream>> {
         let blob = self
             .client

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, seconds};
+use super::{ConfigError, PolicyConfig, seconds};
 use crate::domain::image::pinned::PinnedPatterns;
 
 const KIB: u64 = 1 << 10;
@@ -84,6 +84,8 @@ pub struct ImageConfig {
     pub unpack_timeout: Duration,
     /// Bounds of a layer.
     pub layer: LayerBounds,
+    /// What may come and be used.
+    pub policy: PolicyConfig,
 }
 
 /// `[images.layer]`: what one layer may make the node do.
@@ -191,7 +193,8 @@ impl ImageConfig {
             key: "images.snapshotter",
             value: self.snapshotter.clone(),
             reason,
-        })
+        })?;
+        self.policy.check()
     }
 }
 

@@ -111,10 +111,13 @@ impl ImageService for ImageCalls {
         call(&self.metrics, "PullImage", async {
             let request = request.into_inner();
             let auth = image::auth(request.auth);
+            let pod = request.sandbox_config.and_then(|pod| pod.metadata);
+            let namespace = pod.map(|metadata| metadata.namespace);
+            let namespace = namespace.filter(|namespace| !namespace.is_empty());
             let image = self
                 .engine
                 .images
-                .pull(&asked(request.image)?, auth)
+                .pull(&asked(request.image)?, auth, namespace.as_deref())
                 .await?;
             Ok(cri::PullImageResponse {
                 image_ref: image.id.clone(),

@@ -43,6 +43,8 @@ pub enum KubeletError {
     ImageVolumeMountFailed,
     /// A registry was not reached, did not answer in time, or is busy.
     RegistryUnavailable,
+    /// An image has no signature that the policy asks for.
+    SignatureValidationFailed,
 }
 
 impl KubeletError {
@@ -53,6 +55,7 @@ impl KubeletError {
             Self::RroUnsupported => "RROUnsupported",
             Self::ImageVolumeMountFailed => "ImageVolumeMountFailed",
             Self::RegistryUnavailable => "RegistryUnavailable",
+            Self::SignatureValidationFailed => "SignatureValidationFailed",
         }
     }
 }
@@ -93,6 +96,12 @@ impl Failure {
     /// Something that is not there.
     pub fn not_found(what: impl Into<String>) -> Self {
         Self::new(Class::NotFound, what)
+    }
+
+    /// An image without a signature that the policy asks for.
+    pub fn unsigned(message: impl Into<String>) -> Self {
+        Self::new(Class::PermissionDenied, message)
+            .known_as(KubeletError::SignatureValidationFailed)
     }
 
     /// Something whose state forbids the call.

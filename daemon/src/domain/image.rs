@@ -6,5 +6,7 @@ pub mod layout;
 pub mod manifest;
 pub mod media;
 pub mod pinned;
+pub mod policy;
 pub mod reference;
+pub mod signature;
 pub mod stored;

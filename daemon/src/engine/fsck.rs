@@ -364,7 +364,7 @@ impl Check<'_> {
                 None => Err(Failure::not_found(
                     "it came from no registry; import it again or pull it by its name",
                 )),
-                Some(name) => self.images.pull(name, None).await.and_then(|pulled| {
+                Some(name) => self.images.pull(name, None, None).await.and_then(|pulled| {
                     if pulled.id == image.id {
                         return Ok(());
                     }

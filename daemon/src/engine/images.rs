@@ -7,17 +7,20 @@ use std::time::Duration;
 use axil_proto::ids::ContainerId;
 use axil_snapshotter::{ChainId, Digest, Roots, Usage};
 
+use super::admission::Demand;
 use super::fetch_layers::{LayerFlights, layer_flights};
 use super::flights::{Flights, Rules};
 use super::progress::{Progress, PullView};
-use super::{lock, pull_image, spawn};
+use super::pull_image::{self, Order};
+use super::{lock, spawn};
 use crate::domain::failure::Failure;
 use crate::domain::image::pinned::PinnedPatterns;
+use crate::domain::image::policy::Policy;
 use crate::domain::image::reference::{ImageKey, Reference, parse_image_key};
 use crate::domain::image::stored::{ImageIndex, StoredImage};
 use crate::domain::usage::LayerUsage;
 use crate::metrics::Metrics;
-use crate::ports::images::{ImageRecords, Layers, PullAuth, Registry};
+use crate::ports::images::{ImageRecords, Layers, PullAuth, Registry, Signatures};
 
 /// Images and the pulls in flight.
 #[expect(missing_debug_implementations, reason = "trait objects")]
@@ -34,6 +37,10 @@ pub struct Images {
     pub(super) checking: tokio::sync::Mutex<()>,
     pub(super) downloads: usize,
     pinned: PinnedPatterns,
+    /// What the operator allows.
+    pub(super) policy: Policy,
+    /// Who signs.
+    pub(super) signatures: Arc<dyn Signatures>,
     /// Layers on their way, whoever wants them.
     pub(super) fetches: Arc<LayerFlights>,
     /// How far pulls are.
@@ -42,12 +49,14 @@ pub struct Images {
 }
 
 /// How pulls are run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PullOptions {
     /// Layers of one image fetched at once, at least 1.
     pub downloads: usize,
     /// How long a pull goes on after its last caller left; who asks for the same within that time joins it.
     pub linger: Duration,
+    /// What may be pulled, imported and used.
+    pub policy: Policy,
 }
 
 /// Two pulls are the same when they ask for the same with the same credentials.
@@ -55,6 +64,7 @@ pub struct PullOptions {
 struct PullKey {
     reference: String,
     auth: Option<Digest>,
+    demand: Demand,
 }
 
 impl Images {
@@ -64,6 +74,7 @@ impl Images {
         records: Arc<dyn ImageRecords>,
         layers: Arc<dyn Layers>,
         registry: Arc<dyn Registry>,
+        signatures: Arc<dyn Signatures>,
         metrics: Arc<Metrics>,
         options: PullOptions,
         pinned: PinnedPatterns,
@@ -78,6 +89,8 @@ impl Images {
             checking: tokio::sync::Mutex::default(),
             downloads: options.downloads.max(1),
             pinned,
+            policy: options.policy,
+            signatures,
             fetches: layer_flights(),
             progress: Arc::default(),
             pulls: Flights::new(Rules {
@@ -180,7 +193,8 @@ impl Images {
     }
 
     /// Pulls an image, or joins the pull of the same with the same credentials. A pull outlives a caller that
-    /// vanished for as long as another one waits, and a little longer, for the one that comes back.
+    /// vanished for as long as another one waits, and a little longer, for the one that comes back. `namespace` is
+    /// that of the pod it is for, if it is for one.
     ///
     /// # Errors
     /// The step that failed.
@@ -188,18 +202,26 @@ impl Images {
         self: &Arc<Self>,
         text: &str,
         auth: Option<PullAuth>,
+        namespace: Option<&str>,
     ) -> Result<Arc<StoredImage>, Failure> {
         let reference =
             Reference::parse(text).map_err(|error| Failure::invalid("image", text, error))?;
+        let demand = self.admit_pull(&reference, namespace)?;
         let key = PullKey {
             reference: reference.to_string(),
             auth: auth
                 .as_ref()
                 .map(|auth| Digest::sha256_of(&auth.fingerprint())),
+            demand: demand.clone(),
         };
         let images = Arc::clone(self);
         let work = |stop| async move {
-            pull_image::pull_image(&images, &reference, auth.as_ref(), &stop).await
+            let order = Order {
+                reference,
+                auth,
+                demand,
+            };
+            pull_image::pull_image(&images, &order, &stop).await
         };
         self.pulls.join(key, work).await.outcome().await
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Demand;
 use super::images::Images;
 use super::pull_image::{Intake, Names, take_in};
 use super::steps::Steps;
@@ -45,6 +46,7 @@ pub async fn import_image(
                 }
             }
         }
+        images.admit_import(&names.tags)?;
         match import_one(images, &image, &names).await {
             Ok(image) => imported.push(image),
             // One of several may be for another platform.
@@ -87,6 +89,7 @@ async fn import_one(
     let intake = Intake {
         remote: &image.image,
         names,
+        demand: &Demand::default(),
         entry: &entry,
         // The operator's import goes on to its end.
         stop: &CancellationToken::new(),

@@ -168,18 +168,21 @@ impl Engine {
         pod: &str,
         spec: ContainerSpec,
     ) -> Result<ContainerId, Failure> {
-        let id = self
-            .find_pod(pod)?
-            .ok_or_else(|| Failure::not_found(format!("pod sandbox {pod:?} does not exist")))?;
+        let gone = || Failure::not_found(format!("pod sandbox {pod:?} does not exist"));
+        let id = self.find_pod(pod)?.ok_or_else(gone)?;
+        let view = self.shared.views.pod(&id).ok_or_else(gone)?;
+        let namespace = &view.record.spec.metadata.namespace;
         let image = self.images.find(&spec.image.image)?.ok_or_else(|| {
             Failure::not_found(format!(
                 "image {:?} is not on this node; pull it",
                 spec.image.image
             ))
         })?;
+        self.images
+            .admit_use(&image, spec.image.asked(), namespace)?;
         let volumes = spec.mounts.iter().filter_map(|mount| mount.image.as_ref());
         let volumes = volumes
-            .map(|volume| self.volume_image(&volume.image.image))
+            .map(|volume| self.volume_image(&volume.image, namespace))
             .collect::<Result<Vec<_>, _>>()?;
         let make = |reply| {
             Command::Create(Box::new(Creation {
@@ -189,20 +192,27 @@ impl Engine {
                 reply,
             }))
         };
-        let gone = || {
-            Err(Failure::not_found(format!(
-                "pod sandbox {pod:?} does not exist"
-            )))
-        };
-        self.ask(&id, make).await.unwrap_or_else(gone)
+        self.ask(&id, make).await.unwrap_or_else(|| Err(gone()))
     }
 
-    fn volume_image(&self, text: &str) -> Result<Arc<StoredImage>, Failure> {
-        let found = self.images.find(text)?;
-        found.ok_or_else(|| {
+    /// The image of a volume, if a pod in `namespace` may use it.
+    fn volume_image(
+        &self,
+        asked: &ImageSpec,
+        namespace: &str,
+    ) -> Result<Arc<StoredImage>, Failure> {
+        let text = &asked.image;
+        let refuse = |failure: Failure| match failure.known_as {
+            Some(_) => failure,
+            None => failure.known_as(KubeletError::ImageVolumeMountFailed),
+        };
+        let image = self.images.find(text)?.ok_or_else(|| {
             let message = format!("mounts.image {text:?} is not on this node; pull it");
-            Failure::not_found(message).known_as(KubeletError::ImageVolumeMountFailed)
-        })
+            refuse(Failure::not_found(message))
+        })?;
+        let admitted = self.images.admit_use(&image, asked.asked(), namespace);
+        admitted.map_err(|failure| refuse(failure.during(format!("mounts.image {text:?}"))))?;
+        Ok(image)
     }
 
     /// Starts a container.

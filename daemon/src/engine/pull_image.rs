@@ -7,17 +7,25 @@ use std::sync::Arc;
 use axil_snapshotter::{ChainId, Digest, Roots};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Demand;
 use super::fetch_layers::gather_layers;
 use super::images::Images;
 use super::progress::{LayerStage, PullEntry};
 use super::steps::Steps;
 use super::{lock, spawn};
-use crate::domain::failure::{Class, Failure, chain};
+use crate::domain::failure::{Class, Failure, KubeletError, chain};
 use crate::domain::image::config::ImageConfig;
 use crate::domain::image::manifest::{ImageManifest, Platform, Step, Walk};
 use crate::domain::image::reference::Reference;
 use crate::domain::image::stored::{IMAGE_RECORD_VERSION, StoredConfig, StoredImage};
 use crate::ports::images::{PullAuth, RemoteImage};
+
+/// What a pull is to get, with what, and under which condition.
+pub(super) struct Order {
+    pub(super) reference: Reference,
+    pub(super) auth: Option<PullAuth>,
+    pub(super) demand: Demand,
+}
 
 /// Why a pull that nobody waits for ends; only the log tells it.
 pub(super) const LEFT: &str = "nobody waits for it any more";
@@ -30,16 +38,16 @@ pub(super) const LEFT: &str = "nobody waits for it any more";
 ///
 /// # Errors
 /// The step that failed.
-pub async fn pull_image(
+pub(super) async fn pull_image(
     images: &Arc<Images>,
-    reference: &Reference,
-    auth: Option<&PullAuth>,
+    order: &Order,
     stop: &CancellationToken,
 ) -> Result<Arc<StoredImage>, Failure> {
+    let reference = &order.reference;
     let entry = images.progress.begin(reference.to_string());
     let mut steps = Steps::begin("PullImage").telling(|step| entry.step(step));
     let _in_flight = images.metrics.pull_begins();
-    let result = sequence(images, reference, auth, stop, &entry, &mut steps).await;
+    let result = sequence(images, order, stop, &entry, &mut steps).await;
     match result {
         Ok((image, bytes)) => {
             images.metrics.pull_ended(true, bytes);
@@ -59,29 +67,32 @@ pub async fn pull_image(
 
 async fn sequence(
     images: &Arc<Images>,
-    reference: &Reference,
-    auth: Option<&PullAuth>,
+    order: &Order,
     stop: &CancellationToken,
     entry: &PullEntry,
     steps: &mut Steps<'_>,
 ) -> Result<(Arc<StoredImage>, u64), Failure> {
-    let resolve = until(stop, images.registry.resolve(reference, auth));
+    let reference = &order.reference;
+    let resolve = images.registry.resolve(reference, order.auth.as_ref());
+    let resolve = until(stop, resolve);
     let remote = steps.run("resolve", resolve).await?;
     let remote: Arc<dyn RemoteImage> = Arc::from(remote);
     let names = Names::of(reference, remote.digest());
     let intake = Intake {
         remote: &remote,
         names: &names,
+        demand: &order.demand,
         entry,
         stop,
     };
     take_in(images, &intake, steps).await
 }
 
-/// What is to be taken in, under which names, and who hears of it.
+/// What is to be taken in, under which names and condition, and who hears of it.
 pub(super) struct Intake<'a> {
     pub(super) remote: &'a Arc<dyn RemoteImage>,
     pub(super) names: &'a Names,
+    pub(super) demand: &'a Demand,
     pub(super) entry: &'a PullEntry,
     pub(super) stop: &'a CancellationToken,
 }
@@ -124,11 +135,17 @@ pub(super) async fn take_in(
     let Intake {
         remote,
         names,
+        demand,
         stop,
         ..
     } = *intake;
     let manifest = until(stop, choose_manifest(remote.as_ref()));
     let (manifest, manifest_digest, manifest_bytes) = steps.run("manifest", manifest).await?;
+    let signature = until(
+        stop,
+        check_signature(images, remote.as_ref(), &manifest_digest, demand),
+    );
+    let endorsement = steps.run("signature", signature).await?;
     let config = until(stop, fetch_config(remote.as_ref(), &manifest));
     let (config, config_bytes) = steps.run("config", config).await?;
 
@@ -171,6 +188,7 @@ pub(super) async fn take_in(
                 working_dir: config.working_dir.clone(),
                 stop_signal: config.stop_signal.clone(),
             },
+            endorsements: endorsement.into_iter().collect(),
         };
         record_image(images, image, names).await
     };
@@ -200,6 +218,34 @@ async fn choose_manifest(
             }
         }
     }
+}
+
+/// Looks for the signature that the policy wants; answers what to remember of it.
+async fn check_signature(
+    images: &Images,
+    remote: &dyn RemoteImage,
+    manifest: &Digest,
+    demand: &Demand,
+) -> Result<Option<String>, Failure> {
+    if demand.signers.is_empty() {
+        return Ok(None);
+    }
+    // Signed is the whole index, or each of its images.
+    let mut digests = vec![remote.digest().clone()];
+    if manifest != remote.digest() {
+        digests.push(manifest.clone());
+    }
+    let checked = images
+        .signatures
+        .check(remote, &digests, &demand.signers)
+        .await;
+    checked.map(Some).map_err(|failure| {
+        let failure = failure.during(demand.wish());
+        match failure.known_as {
+            Some(KubeletError::SignatureValidationFailed) => images.count("pull", failure),
+            _ => failure,
+        }
+    })
 }
 
 async fn fetch_config(
@@ -232,6 +278,10 @@ async fn record_image(
     if let Some(known) = known {
         image.repo_tags.clone_from(&known.repo_tags);
         image.repo_digests.clone_from(&known.repo_digests);
+        // They are about the bytes the id is the digest of, whatever the name.
+        image
+            .endorsements
+            .extend(known.endorsements.iter().cloned());
     }
     image.repo_digests.extend(names.digests.iter().cloned());
     image.repo_tags.extend(names.tags.iter().cloned());

@@ -57,7 +57,13 @@ pub const STEPS: &[(&str, &[&str])] = &[
     (
         "PullImage",
         &[
-            "resolve", "manifest", "config", "layers", "commit", "record",
+            "resolve",
+            "manifest",
+            "signature",
+            "config",
+            "layers",
+            "commit",
+            "record",
         ],
     ),
 ];

@@ -1,5 +1,6 @@
 //! What the image side of the engine needs: a registry, a layer store, records.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
@@ -108,8 +109,31 @@ pub trait RemoteImage: Send + Sync {
     }
     /// Fetches a manifest or a configuration; size and digest are verified.
     async fn document(&self, descriptor: &Descriptor) -> Answer<Vec<u8>>;
+    /// The manifest or index under another tag of the same repository; none when it has no such tag.
+    async fn tagged(&self, _tag: &str) -> Answer<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// The index of what refers to a document of the repository; none where there is no such list.
+    async fn referrers(&self, _digest: &Digest) -> Answer<Option<Vec<u8>>> {
+        Ok(None)
+    }
     /// Streams a blob from `offset`; the size is verified, the digest is the consumer's to check.
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Answer<Box<dyn BlobStream>>;
+}
+
+/// Signatures of images, as the operator's policy names those who sign.
+#[async_trait]
+pub trait Signatures: Send + Sync {
+    /// Looks in the image's repository for a good signature of one of `signers` on one of `digests`; answers what
+    /// to remember of it. Anything else than a good signature is a failure.
+    async fn check(
+        &self,
+        image: &dyn RemoteImage,
+        digests: &[Digest],
+        signers: &BTreeSet<String>,
+    ) -> Answer<String>;
+    /// What is remembered of a signature of this signer, as it is configured now.
+    fn endorsement(&self, signer: &str) -> Option<String>;
 }
 
 /// The bytes of a blob.

@@ -69,6 +69,30 @@ impl Question {
         }
     }
 
+    /// Asks for the manifest or index under another tag of the repository.
+    pub(super) fn tagged(source: &Source, tag: &str) -> Self {
+        let name = source.reference().name();
+        Self::of_the_moment(format!("manifests/{tag}"), format!("manifest {name}:{tag}"))
+    }
+
+    /// Asks for the index of what refers to a document of the repository.
+    pub(super) fn referrers(source: &Source, digest: &Digest) -> Self {
+        let what = format!("referrers of {}@{digest}", source.reference().name());
+        Self::of_the_moment(format!("referrers/{digest}"), what)
+    }
+
+    /// For what may change: only hosts that say what tags mean are asked.
+    fn of_the_moment(path: String, what: String) -> Self {
+        Self {
+            path,
+            is_manifest: true,
+            is_tag: true,
+            digest: None,
+            size: None,
+            what,
+        }
+    }
+
     fn is_for(&self, host: &HostConfig) -> bool {
         if self.is_tag { host.resolve } else { host.pull }
     }

@@ -263,7 +263,8 @@ fn status_class(status: StatusCode) -> Class {
     }
     match status {
         StatusCode::BAD_REQUEST => Class::InvalidArgument,
-        StatusCode::NOT_ACCEPTABLE
+        StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::NOT_ACCEPTABLE
         | StatusCode::UNSUPPORTED_MEDIA_TYPE
         | StatusCode::NOT_IMPLEMENTED => Class::Unsupported,
         _ => Class::Internal,

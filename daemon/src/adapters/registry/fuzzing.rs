@@ -59,7 +59,9 @@ pub(crate) fn registry_challenge(bytes: &[u8]) {
             target.push_query("scope", "repository:a/b:pull");
             assert!(target.uri().is_ok(), "a realm that was parsed can be asked");
             let shown = target.to_string();
-            assert!(!shown.contains('?') && !shown.contains('@'), "{shown}");
+            // In a path @ is a letter like any other (RFC 3986, section 3.3).
+            let host = shown.split('/').nth(2).unwrap_or_default();
+            assert!(!shown.contains('?') && !host.contains('@'), "{shown}");
         }
         let scope = auth::scope("a/b", parameter("scope"));
         assert!(

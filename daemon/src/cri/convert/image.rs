@@ -97,6 +97,7 @@ mod tests {
             chain: None,
             chains: vec![],
             annotations: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            endorsements: BTreeSet::new(),
             config: StoredConfig {
                 user: user.to_owned(),
                 ..StoredConfig::default()

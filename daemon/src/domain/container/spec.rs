@@ -62,6 +62,17 @@ pub struct ImageSpec {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl ImageSpec {
+    /// What the user calls the image; the kubelet asks for it by id and passes the name on beside it.
+    #[must_use]
+    pub fn asked(&self) -> &str {
+        match self.user_specified_image.as_str() {
+            "" => &self.image,
+            name => name,
+        }
+    }
+}
+
 /// One volume: a path of the node, or of an image, in the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {

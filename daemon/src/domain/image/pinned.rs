@@ -131,6 +131,7 @@ mod tests {
             chain: None,
             chains: vec![],
             annotations: std::collections::BTreeMap::new(),
+            endorsements: BTreeSet::new(),
             config: StoredConfig::default(),
         }
     }

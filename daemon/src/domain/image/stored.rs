@@ -35,6 +35,9 @@ pub struct StoredImage {
     pub annotations: BTreeMap<String, String>,
     /// What a container takes from the image.
     pub config: StoredConfig,
+    /// Whose good signatures were seen when it was pulled.
+    #[serde(default)]
+    pub endorsements: BTreeSet<String>,
 }
 
 /// The parts of an image configuration that a container starts from.
@@ -193,6 +196,7 @@ mod tests {
             chains: vec![],
             annotations: BTreeMap::new(),
             config: StoredConfig::default(),
+            endorsements: BTreeSet::new(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! TLS settings of one server: the machine's authorities plus the configured ones, client
 //! certificates, and verification switched off where the operator says so. How a server's
-//! certificate is judged is `verifier`'s part.
+//! certificate is judged is `verifier`'s part, which client certificate it is shown `client_auth`'s.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -9,12 +9,15 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::hosts::{HostsError, TlsFiles};
 
+mod client_auth;
 mod verifier;
 
+use client_auth::ByIssuer;
 use verifier::{Listed, Unverified};
 
 /// Largest PEM file, in bytes.
@@ -82,7 +85,7 @@ impl TlsContents {
         let builder = if self.skip_verify {
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+                .with_custom_certificate_verifier(Arc::new(Unverified(Arc::clone(&provider))))
         } else {
             let mut store = RootCertStore::clone(&roots.get());
             let mut listed = Vec::new();
@@ -97,29 +100,30 @@ impl TlsContents {
             match self.authorities.first() {
                 None => builder.with_root_certificates(store),
                 Some((path, _)) => {
-                    let chains =
-                        WebPkiServerVerifier::builder_with_provider(store.into(), provider)
-                            .build()
-                            .map_err(|error| refuse(path, &error))?;
+                    let chains = WebPkiServerVerifier::builder_with_provider(
+                        store.into(),
+                        Arc::clone(&provider),
+                    )
+                    .build()
+                    .map_err(|error| refuse(path, &error))?;
                     builder
                         .dangerous()
                         .with_custom_certificate_verifier(Arc::new(Listed::new(chains, listed)))
                 }
             }
         };
-        // rustls presents one certificate; as in containerd several may be configured, and the
-        // first is the one in use.
-        match self.clients.first() {
-            None => Ok(builder.with_no_client_auth()),
-            Some((path, cert, key)) => {
-                let chain = certificates(path, cert)?;
-                let key =
-                    PrivateKeyDer::from_pem_slice(key).map_err(|error| refuse(path, &error))?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| refuse(path, &error))
-            }
+        if self.clients.is_empty() {
+            return Ok(builder.with_no_client_auth());
         }
+        let mut shown = ByIssuer::new();
+        for (path, cert, key) in &self.clients {
+            let chain = certificates(path, cert)?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| refuse(path, &error))?;
+            CertifiedKey::from_der(chain, key, &provider)
+                .and_then(|certified| shown.add(certified))
+                .map_err(|error| refuse(path, &error))?;
+        }
+        Ok(builder.with_client_cert_resolver(Arc::new(shown)))
     }
 }
 

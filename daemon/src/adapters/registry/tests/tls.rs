@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
@@ -25,8 +25,13 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        Self::named("authority")
+    }
+
+    fn named(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         Self {
@@ -239,6 +244,33 @@ async fn client_certificates_are_shown_to_their_host_only() {
         .await;
     assert!(layer.is_err());
     assert!(storage.seen().is_empty());
+}
+
+#[tokio::test]
+async fn of_several_client_certificates_the_server_is_shown_its_authority_s() {
+    let (ours, other) = (Authority::named("ours"), Authority::named("other"));
+    let root = tempfile::tempdir().unwrap();
+    for (name, authority) in [("ours", &ours), ("other", &other)] {
+        let (certificate, key) = authority.issue(&["client.test"]);
+        let both = certificate.pem() + &key.serialize_pem();
+        std::fs::write(root.path().join(name), both).unwrap();
+    }
+    std::fs::write(root.path().join("ca.pem"), &ours.pem).unwrap();
+    let image = Image::new(10);
+    let server =
+        Server::start_with(Some(ours.acceptor(true)), move |seen, _| image.answer(seen)).await;
+    let reference = Reference::parse("registry.test/a").unwrap();
+    for (clients, is_shown) in [
+        (r#"["../ours", "../other"]"#, true),
+        (r#"["../other", "../ours"]"#, true),
+        (r#"["../other"]"#, false),
+    ] {
+        let url = format!("https://127.0.0.1:{}", server.port);
+        let more = format!("ca = \"../ca.pem\"\nclient = {clients}");
+        let registry = configure(root.path(), &url, &more);
+        let found = registry.resolve(&reference, None).await;
+        assert_eq!(found.is_ok(), is_shown, "{clients}: {found:?}");
+    }
 }
 
 #[tokio::test]

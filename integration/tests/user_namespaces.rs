@@ -8,6 +8,7 @@ use axil_integration::build::{ContainerBuilder, PodBuilder};
 use axil_integration::eventually::eventually;
 use axil_integration::images::{Compression, Entry, Image, Layer, busybox};
 use axil_integration::lab::Lab;
+use axil_integration::leakcheck;
 use axil_integration::node::{Node, NodeOptions};
 use axil_proto::cri::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace};
 use serde_json::{Value, json};
@@ -224,6 +225,47 @@ fn privileged_a_shared_process_namespace_belongs_to_the_pods_users() {
     let two = node.run_in(&pod, &container("two")).unwrap();
     assert_eq!(node.sh(&two, "ps | grep -c '[s]leep 300'"), "2");
     assert_eq!(node.sh(&one, "stat -c %u /proc/1 && id -u"), "65535\n0");
+    lab.close(node);
+}
+
+#[test]
+fn privileged_cve_2025_47291_a_pod_with_users_of_its_own_stays_below_its_cgroup_parent() {
+    let Some(lab) = Lab::open() else { return };
+    let (node, image) = lab.node_with_busybox();
+    let parent = format!("{}/kubepods/pod1", lab.ground().cgroup());
+    let pod = node
+        .up(&pod(&lab, "placed").cgroup_parent(&parent))
+        .unwrap();
+    let limit = 48 << 20;
+    let container = ContainerBuilder::new("c", &image)
+        .shell("sleep 300")
+        .limits(|limits| limits.memory_limit_in_bytes = limit);
+    let id = node.run_in(&pod, &container).unwrap();
+    let cgroups = leakcheck::find_cgroups(&parent, &id);
+    let of = |name: &str| {
+        let files = cgroups.iter().map(|cgroup| cgroup.join(name));
+        files
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .next()
+    };
+    let bound = of("memory.max").or_else(|| of("memory.limit_in_bytes"));
+    assert_eq!(bound.unwrap().trim(), limit.to_string());
+    // Every process of the container is there, and what it makes stays there.
+    let pid = pid_of(&node, &id).to_string();
+    for cgroup in &cgroups {
+        let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+        assert!(
+            members.lines().any(|line| line == pid),
+            "{cgroup:?}: {members}"
+        );
+    }
+    let escape = "mkdir /sys/fs/cgroup/escape 2>&1 || mkdir /sys/fs/cgroup/memory/escape 2>&1";
+    assert!(
+        node.sh(&id, &format!("{escape}; true"))
+            .contains("can't create")
+    );
+    node.empty().unwrap();
+    leakcheck::remove_cgroups(&format!("{}/kubepods", lab.ground().cgroup()));
     lab.close(node);
 }
 

@@ -251,6 +251,7 @@ fn build(
         host,
         handlers,
         sandbox_binary: binaries.sandbox,
+        cdi_spec_dirs: config.cdi.spec_dirs.clone(),
         metrics: Arc::clone(metrics),
         bounds: Bounds::default(),
         pod_cidr: std::sync::Mutex::default(),

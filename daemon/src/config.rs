@@ -109,6 +109,11 @@ pub const KEYS: &[Key] = &[
         "Further handlers for RuntimeClasses: a table [runtime.handlers.NAME] each, with binary and allowed_annotations.",
     ),
     key(
+        "cdi.spec_dirs",
+        "[\"/etc/cdi\", \"/var/run/cdi\"]",
+        "Directories of CDI documents (.json, .yaml), read at each creation; of two that have a device the later directory wins.",
+    ),
+    key(
         "cgroups.driver",
         "\"cgroupfs\"",
         "cgroupfs or systemd; the kubelet's cgroupDriver must be the same, it asks.",
@@ -409,6 +414,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Shim and OCI runtime.
     pub runtime: RuntimeConfig,
+    /// Devices of CDI.
+    pub cdi: CdiConfig,
     /// cgroups.
     pub cgroups: CgroupConfig,
     /// Images.
@@ -435,6 +442,27 @@ pub struct LogConfig {
     pub level: String,
     /// `text` or `json`.
     pub format: String,
+}
+
+/// `[cdi]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CdiConfig {
+    /// Directories of documents.
+    pub spec_dirs: Vec<PathBuf>,
+}
+
+impl CdiConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        match self.spec_dirs.iter().find(|dir| !dir.is_absolute()) {
+            Some(dir) => Err(ConfigError::Value {
+                key: "cdi.spec_dirs",
+                value: dir.display().to_string(),
+                reason: "must be absolute paths".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// `[cgroups]`
@@ -564,6 +592,7 @@ impl Config {
             );
         }
         self.cgroups.names()?;
+        self.cdi.check()?;
         self.runtime.check()?;
         let bridge = &self.network.bridge;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -814,6 +843,7 @@ mod tests {
                 "[runtime.handlers.crun]\nbinary = '/b'\nallowed_annotations = ['a b']",
                 "runtime.handlers.crun.allowed_annotations",
             ),
+            ("[cdi]\nspec_dirs = ['cdi']", "cdi.spec_dirs = \"cdi\""),
             ("[streaming]\nlisten = ''", "streaming.listen"),
             ("[streaming]\ntls_cert = '/c'", "streaming.tls_key"),
             ("[network]\nbridge = 'a b'", "network.bridge"),

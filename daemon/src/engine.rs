@@ -114,6 +114,8 @@ pub struct Shared {
     pub handlers: handlers::Handlers,
     /// The bundled runtime's binary, which is also the sandbox process.
     pub sandbox_binary: std::path::PathBuf,
+    /// Directories of CDI documents, the last first in rank.
+    pub cdi_spec_dirs: Vec<std::path::PathBuf>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     /// Bounds of waits.

@@ -12,6 +12,8 @@ use crate::domain::container::spec::{DeviceSpec, MountSpec};
 use crate::domain::failure::{Class, Failure};
 use crate::engine::spawn::blocking;
 
+pub mod cdi;
+
 /// Names of the capabilities by number (capabilities(7), include/uapi/linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",

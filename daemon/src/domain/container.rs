@@ -1,5 +1,6 @@
 //! A container: what was asked for, its state machine, and the OCI documents made from both.
 
+pub mod cdi;
 pub mod oci;
 pub mod phase;
 pub mod record;

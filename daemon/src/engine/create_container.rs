@@ -8,6 +8,7 @@ use axil_proto::ids::{ContainerId, PodId};
 use super::handlers::Handler;
 use super::steps::{Failed, Steps};
 use super::{Shared, fifos, spawn};
+use crate::domain::container::cdi::Injection;
 use crate::domain::container::phase::ContainerPhase;
 use crate::domain::container::record::{ContainerRecord, ResolvedUser};
 use crate::domain::container::spec::ContainerSpec;
@@ -88,6 +89,10 @@ async fn sequence<'a>(
     record.stop_signal = oci::stop_signal(spec.stop_signal, image.config.stop_signal.as_deref())
         .map_err(Failure::from)?;
 
+    // Before anything is made: which devices there are changes while the daemon runs.
+    let dirs = &shared.cdi_spec_dirs;
+    let injection = crate::host::cdi::inject(dirs, &spec.cdi_devices).await?;
+
     steps
         .run("record", put_record(shared, record.clone()))
         .await?;
@@ -111,7 +116,7 @@ async fn sequence<'a>(
         .await?;
 
     let document = async {
-        let (document, user) = document(work, handler, &spec, &rootfs, &volumes).await?;
+        let (document, user) = document(work, handler, &rootfs, &volumes, &injection).await?;
         ports.files.write_document(&bundle, document).await?;
         Ok(user)
     };
@@ -191,9 +196,9 @@ async fn mount_volumes(
 async fn document(
     work: &Work,
     handler: &Handler,
-    spec: &ContainerSpec,
     rootfs: &Path,
     volumes: &[PathBuf],
+    injection: &Injection,
 ) -> Result<(Vec<u8>, ResolvedUser), Failure> {
     let Work {
         shared,
@@ -201,8 +206,10 @@ async fn document(
         pod_record,
         id,
         image,
+        record,
         ..
     } = work;
+    let spec = &record.spec;
     let ports = &shared.ports;
     let pod_spec = &pod_record.spec;
     let files = ports.rootfs.user_files(rootfs).await?;
@@ -221,11 +228,6 @@ async fn document(
             format!("image {:?}: {error}", spec.image.image),
         )
     })?;
-    let resolved = ResolvedUser {
-        uid: user.uid,
-        gid: user.gid,
-        groups: user.additional_gids.clone(),
-    };
     let paths = ports.files.paths(pod, pod_spec);
     let pins = ports.namespaces.paths(pod, pod_spec);
     let seccomp_profile = match &security.seccomp {
@@ -267,6 +269,7 @@ async fn document(
         },
         image_volumes: volumes,
         devices: &crate::host::resolve_devices(&spec.devices).await?,
+        injection,
         host: &handler.host,
         annotations: &handler.annotations,
         seccomp_profile: seccomp_profile.as_ref(),
@@ -280,6 +283,12 @@ async fn document(
         );
     }
     crate::host::check_mount_sources(&spec.mounts).await?;
+    let user = &document.spec.process.user;
+    let resolved = ResolvedUser {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.additional_gids.clone(),
+    };
     Ok((document.to_json(), resolved))
 }
 

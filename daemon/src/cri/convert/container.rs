@@ -1,16 +1,19 @@
 //! `ContainerConfig` to [`ContainerSpec`], and views to `Container` and `ContainerStatus`.
 
+use std::collections::BTreeMap;
+
 use axil_proto::cri;
 
 use super::pod::{check_map, mappings, mappings_to_wire, namespaces, profile, refuse_selinux};
 use super::{need, resources};
+use crate::domain::container::cdi::{self, DeviceName};
 use crate::domain::container::phase::ContainerPhase;
 use crate::domain::container::record::ResolvedImage;
 use crate::domain::container::spec::{
     Capabilities, ContainerSecurity, ContainerSpec, DeviceSpec, GroupsPolicy, ImageSpec,
     ImageVolume, MountOption, MountPropagation, MountSpec, UserRequest,
 };
-use crate::domain::failure::{Class, Failure};
+use crate::domain::failure::Failure;
 use crate::domain::pod::user_namespace::IdMappings;
 use crate::engine::views::ContainerView;
 
@@ -19,6 +22,9 @@ const MAX_NAME: usize = 253;
 
 /// The kernel's longest path, in bytes.
 const MAX_PATH: usize = 4096;
+
+/// Most CDI devices of a container.
+const MAX_CDI_DEVICES: usize = 256;
 
 /// Validates a container's configuration.
 ///
@@ -39,12 +45,10 @@ pub fn spec(config: cri::ContainerConfig) -> Result<ContainerSpec, Failure> {
             "is empty",
         ));
     }
-    if let Some(device) = config.cdi_devices.first() {
-        let message = format!("config.CDI_devices {:?}: CDI is not built yet", device.name);
-        return Err(Failure::new(Class::Unsupported, message));
-    }
     check_map("config.labels", &config.labels)?;
     check_map("config.annotations", &config.annotations)?;
+    let annotations = config.annotations.into_iter().collect();
+    let cdi_devices = cdi_devices(&config.cdi_devices, &annotations)?;
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerSpec {
         name,
@@ -72,8 +76,9 @@ pub fn spec(config: cri::ContainerConfig) -> Result<ContainerSpec, Failure> {
                 permissions: device.permissions,
             })
             .collect(),
+        cdi_devices,
         labels: config.labels.into_iter().collect(),
-        annotations: config.annotations.into_iter().collect(),
+        annotations,
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -82,6 +87,32 @@ pub fn spec(config: cri::ContainerConfig) -> Result<ContainerSpec, Failure> {
         resources: resources::from_wire(linux.resources)?,
         security: security(linux.security_context.unwrap_or_default())?,
     })
+}
+
+/// Devices of the field and of annotations, each once: the kubelet may tell the same twice.
+fn cdi_devices(
+    wire: &[cri::CdiDevice],
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<DeviceName>, Failure> {
+    let field = wire
+        .iter()
+        .map(|device| ("config.CDI_devices".to_owned(), device.name.as_str()));
+    let annotated = cdi::named_in(annotations)
+        .map(|(key, name)| (format!("config.annotations[{key:?}]"), name));
+    let mut devices = Vec::new();
+    for (field, text) in field.chain(annotated) {
+        let name = text.parse();
+        let name: DeviceName = name.map_err(|why| Failure::invalid(&field, text, why))?;
+        if devices.contains(&name) {
+            continue;
+        }
+        if devices.len() >= MAX_CDI_DEVICES {
+            let why = format!("more than {MAX_CDI_DEVICES} CDI devices");
+            return Err(Failure::invalid(&field, text, why));
+        }
+        devices.push(name);
+    }
+    Ok(devices)
 }
 
 fn mount(wire: cri::Mount) -> Result<MountSpec, Failure> {
@@ -474,6 +505,7 @@ fn mount_to_wire(mount: &MountSpec) -> cri::Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::failure::Class;
 
     fn config() -> cri::ContainerConfig {
         cri::ContainerConfig {
@@ -515,11 +547,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_says_so() {
+    fn cdi_devices_of_field_and_annotations_are_had_once() {
         let mut wire = config();
         wire.cdi_devices = vec![cri::CdiDevice {
             name: "v/c=d".into(),
         }];
-        assert_eq!(spec(wire).unwrap_err().class, Class::Unsupported);
+        let asked = [
+            ("cdi.k8s.io/b_1", "v/c=e"),
+            ("cdi.k8s.io/a_1", "v/c=f,v/c=d"),
+            ("cdi.k8s.iox", "nonsense"),
+        ];
+        wire.annotations = asked.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let names = spec(wire.clone()).unwrap().cdi_devices;
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["v/c=d", "v/c=f", "v/c=e"]);
+        wire.annotations
+            .insert("cdi.k8s.io/c_1".into(), "v/c=a, v/c=b".into());
+        let refused = spec(wire.clone()).unwrap_err();
+        assert_eq!(refused.class, Class::InvalidArgument);
+        let named = r#"config.annotations["cdi.k8s.io/c_1"] " v/c=b""#;
+        assert!(refused.message.starts_with(named), "{refused}");
+        wire.annotations.clear();
+        wire.cdi_devices[0].name = "d".into();
+        let refused = spec(wire).unwrap_err();
+        assert!(
+            refused.message.starts_with(r#"config.CDI_devices "d""#),
+            "{refused}"
+        );
     }
 }

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::domain::container::cdi::{Injection, IntelRdt};
 use crate::domain::container::seccomp::{Seccomp, default_profile};
+use crate::domain::container::user::ResolvedUser;
 use crate::domain::pod::spec::{PodSpec, SecurityProfile};
 use crate::domain::pod::user_namespace::IdMapping;
 
@@ -27,8 +29,8 @@ mod tests;
 
 pub use devices::{DeviceKind, HostDevice};
 pub use document::{
-    CgroupResources, Cpu, Device, DeviceRule, HugepageLimit, IdRun, Linux, Memory, Mount,
-    Namespace, Pids, Process, ProcessCapabilities, Root, RuntimeSpec, User,
+    CgroupResources, Cpu, Device, DeviceRule, Hook, Hooks, HugepageLimit, IdRun, Linux, Memory,
+    Mount, Namespace, NetDevice, Pids, Process, ProcessCapabilities, Root, RuntimeSpec, User,
 };
 pub use error::OciError;
 pub use input::{
@@ -102,7 +104,8 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
         });
     }
     let ids = pod.namespaces.user.ids();
-    process::check_ids(input.user, ids)?;
+    let user = with_groups(input);
+    process::check_ids(&user, ids)?;
     let granted = capabilities::grant(security, &host.bounding_capabilities)?;
     let cgroup_namespace = host.cgroup_v2 && !security.privileged;
     let mounts = mounts::container_mounts(input, cgroup_namespace)?;
@@ -149,6 +152,7 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             .collect()
     };
     let spec = RuntimeSpec {
+        oci_version: version(input.injection),
         root: Root {
             path: ROOTFS,
             readonly: security.readonly_rootfs,
@@ -158,7 +162,7 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             user: User {
                 uid: input.user.uid,
                 gid: input.user.gid,
-                additional_gids: input.user.additional_gids.clone(),
+                additional_gids: user.additional_gids,
             },
             args: process::args(container, input.image)?,
             env: process::environment(input)?,
@@ -170,6 +174,7 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
         },
         mounts: mounts.mounts,
         annotations,
+        hooks: hooks(input.injection),
         linux: Linux {
             uid_mappings: ids.map(|ids| runs(&ids.uids)).unwrap_or_default(),
             gid_mappings: ids.map(|ids| runs(&ids.gids)).unwrap_or_default(),
@@ -177,17 +182,66 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             resources,
             namespaces,
             devices,
+            net_devices: net_devices(input.injection),
+            intel_rdt: input.injection.intel_rdt.clone(),
             seccomp: seccomp(input, &granted.bounding)?,
             rootfs_propagation: mounts.rootfs_propagation,
             masked_paths: shown(&security.masked_paths, "masked_paths")?,
             readonly_paths: shown(&security.readonly_paths, "readonly_paths")?,
         },
-        ..RuntimeSpec::default()
     };
     Ok(Document {
         spec,
         left_out_capabilities: granted.left_out,
     })
+}
+
+/// The user with the groups that its CDI devices bring; of group 0 they bring none, as in the reference
+/// implementation.
+fn with_groups(input: &ContainerInput<'_>) -> ResolvedUser {
+    let mut user = input.user.clone();
+    for &gid in &input.injection.additional_gids {
+        if gid != 0 && !user.additional_gids.contains(&gid) {
+            user.additional_gids.push(gid);
+        }
+    }
+    user
+}
+
+/// Hooks of CDI devices: a request has none.
+fn hooks(injection: &Injection) -> Hooks {
+    let mut hooks = Hooks::default();
+    for edit in &injection.hooks {
+        let hook = Hook {
+            path: edit.path.clone(),
+            args: edit.args.clone(),
+            env: edit.env.clone(),
+            timeout: edit.timeout,
+        };
+        let list = hooks.0.entry(edit.hook_name.clone()).or_default();
+        list.push(hook);
+    }
+    hooks
+}
+
+fn net_devices(injection: &Injection) -> BTreeMap<String, NetDevice> {
+    let devices = injection.net_devices.iter();
+    devices
+        .map(|(host, name)| (host.clone(), NetDevice { name: name.clone() }))
+        .collect()
+}
+
+/// The version of the spec that has what these devices need.
+fn version(injection: &Injection) -> &'static str {
+    let recent = injection
+        .intel_rdt
+        .as_ref()
+        .is_some_and(IntelRdt::is_recent);
+    if recent || !injection.net_devices.is_empty() {
+        document::RECENT_VERSION
+    } else {
+        document::VERSION
+    }
 }
 
 /// The document of the process that holds a shared PID namespace: the runtime's own binary, which reaps and

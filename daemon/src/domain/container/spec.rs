@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::container::cdi::DeviceName;
 use crate::domain::pod::spec::{NamespaceModes, SecurityProfile};
 use crate::domain::pod::user_namespace::IdMappings;
 use crate::domain::resources::LinuxResources;
@@ -29,9 +30,12 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Devices of the node.
     pub devices: Vec<DeviceSpec>,
+    /// Devices of CDI, each once, those of annotations last.
+    #[serde(default)]
+    pub cdi_devices: Vec<DeviceName>,
     /// Labels, returned unchanged.
     pub labels: BTreeMap<String, String>,
-    /// Annotations, returned unchanged; nothing in them is a decision.
+    /// Annotations, returned unchanged; what they decide is read out of them before.
     pub annotations: BTreeMap<String, String>,
     /// Log file relative to the pod's log directory; empty when nothing is logged.
     pub log_path: String,

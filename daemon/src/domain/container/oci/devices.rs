@@ -32,13 +32,18 @@ pub enum DeviceKind {
     Char,
     /// Block device.
     Block,
+    /// Named pipe, which CDI has among devices. It has no numbers and needs no rule.
+    Fifo,
 }
 
 impl DeviceKind {
-    fn letter(self) -> &'static str {
+    /// What documents call it.
+    #[must_use]
+    pub fn letter(self) -> &'static str {
         match self {
             Self::Char => "c",
             Self::Block => "b",
+            Self::Fifo => "p",
         }
     }
 }
@@ -91,6 +96,20 @@ pub(super) fn container_devices(input: &ContainerInput<'_>) -> Result<Vec<Device
         };
         devices.insert(path, node);
     }
+    // Those of CDI take the place of any other; a node without an owner is of the process (CDI, `deviceNodes`).
+    for node in &input.injection.nodes {
+        let path = clean_container_path("CDI deviceNodes.path", &node.path)?;
+        let device = Device {
+            path: path.clone(),
+            kind: node.kind.letter(),
+            major: node.major,
+            minor: node.minor,
+            file_mode: node.mode,
+            uid: node.uid.unwrap_or(input.user.uid),
+            gid: node.gid.unwrap_or(input.user.gid),
+        };
+        devices.insert(path, device);
+    }
     Ok(devices.into_values().collect())
 }
 
@@ -130,6 +149,15 @@ pub(super) fn device_rules(input: &ContainerInput<'_>) -> Result<Vec<DeviceRule>
         major: Some(device.major),
         minor: Some(device.minor),
         access: device.permissions.clone(),
+    }));
+    let nodes = input.injection.nodes.iter();
+    let usable = nodes.filter(|node| node.kind != DeviceKind::Fifo && !node.access.is_empty());
+    rules.extend(usable.map(|node| DeviceRule {
+        allow: true,
+        kind: Some(node.kind.letter()),
+        major: Some(node.major),
+        minor: Some(node.minor),
+        access: node.access.clone(),
     }));
     Ok(rules)
 }

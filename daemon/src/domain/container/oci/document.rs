@@ -1,14 +1,19 @@
 //! The part of the OCI runtime spec's config.json that axil writes, so that equal values are equal bytes and
 //! nothing absent is written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::domain::container::cdi::IntelRdt;
 use crate::domain::container::seccomp::Seccomp;
 
-/// The oldest version of the spec that has all we write.
-const VERSION: &str = "1.1.0";
+/// The oldest version of the spec that has all we write but for the rarest.
+pub(super) const VERSION: &str = "1.1.0";
+
+/// The version that brought `linux.netDevices` and the newer half of `linux.intelRdt`.
+pub(super) const RECENT_VERSION: &str = "1.3.0";
 
 /// config.json.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +29,9 @@ pub struct RuntimeSpec {
     pub mounts: Vec<Mount>,
     /// Annotations: ours, and what the operator allows.
     pub annotations: BTreeMap<String, String>,
+    /// Programs run in the life of the container.
+    #[serde(skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
     /// What is of Linux.
     pub linux: Linux,
 }
@@ -36,9 +44,37 @@ impl Default for RuntimeSpec {
             process: Process::default(),
             mounts: Vec::new(),
             annotations: BTreeMap::new(),
+            hooks: Hooks::default(),
             linux: Linux::default(),
         }
     }
+}
+
+/// `hooks`, each list in the order in which it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Hooks(pub BTreeMap<String, Vec<Hook>>);
+
+impl Hooks {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One of `hooks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hook {
+    /// The program, absolute.
+    pub path: String,
+    /// Its arguments, the first its name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Its environment.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Seconds; none is no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
 }
 
 /// `root`.
@@ -111,7 +147,7 @@ pub struct Mount {
     pub destination: String,
     /// File system, or "bind".
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Path on the host, or a name.
     pub source: String,
     /// Options.
@@ -156,6 +192,12 @@ pub struct Linux {
     /// Devices beside the default ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+    /// Interfaces of the host that move to the container, by their names there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, NetDevice>,
+    /// Cache and memory bandwidth class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<IntelRdt>,
     /// System call filter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Seccomp>,
@@ -179,6 +221,13 @@ pub struct Namespace {
     /// The one joined; none makes a new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+}
+
+/// One of `linux.netDevices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetDevice {
+    /// Its name in the container.
+    pub name: String,
 }
 
 /// One of `linux.devices`.

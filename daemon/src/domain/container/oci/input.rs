@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::HostDevice;
+use crate::domain::container::cdi::Injection;
 use crate::domain::container::seccomp::{Arch, Seccomp};
 use crate::domain::container::spec::ContainerSpec;
 use crate::domain::container::user::ResolvedUser;
@@ -126,6 +127,8 @@ pub struct ContainerInput<'a> {
     pub image_volumes: &'a [PathBuf],
     /// The devices asked for, as they are on the host.
     pub devices: &'a [HostDevice],
+    /// What its CDI devices change.
+    pub injection: &'a Injection,
     /// The host.
     pub host: &'a HostFacts,
     /// The profile of the node the container names, if it names one.

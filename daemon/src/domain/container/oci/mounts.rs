@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{ContainerInput, Mount, OciError, clean_container_path, paths, runs};
+use crate::domain::container::cdi::MountEdit;
 use crate::domain::container::spec::{MountOption, MountPropagation, MountSpec};
 
 /// Mounts in order, and the propagation of the root that some of them need.
@@ -37,6 +38,11 @@ pub(super) fn container_mounts(
     mounts.extend(pod_files(input)?);
     mounts.retain(|mount| !is_volume(&mount.destination));
     mounts.extend(volumes);
+    for edit in &input.injection.mounts {
+        let injected = injected(edit)?;
+        mounts.retain(|mount| mount.destination != injected.destination);
+        mounts.push(injected);
+    }
     mounts.sort_by_key(|mount| mount.destination.matches('/').count());
 
     let has = |propagation| asked.iter().any(|mount| mount.propagation == propagation);
@@ -75,7 +81,7 @@ pub(super) fn sandbox_mounts(runtime_binary: &Path) -> Result<Vec<Mount>, OciErr
 fn mount(destination: &str, kind: &'static str, source: &str, options: &[&str]) -> Mount {
     Mount {
         destination: destination.to_owned(),
-        kind,
+        kind: kind.into(),
         source: source.to_owned(),
         options: options.iter().map(|&option| option.to_owned()).collect(),
         ..Mount::default()
@@ -167,6 +173,23 @@ fn pod_files(input: &ContainerInput<'_>) -> Result<Vec<Mount>, OciError> {
         ))
     })
     .collect()
+}
+
+/// A mount of a CDI device. It takes the place of any other at its path, as in the reference implementation.
+fn injected(edit: &MountEdit) -> Result<Mount, OciError> {
+    let destination = clean_container_path("CDI mounts.containerPath", &edit.container_path)?;
+    let mut options = edit.options.clone();
+    let kind = edit.kind.clone().filter(|kind| !kind.is_empty());
+    if kind.is_none() && !options.iter().any(|word| word == "bind" || word == "rbind") {
+        options.push("rbind".to_owned());
+    }
+    Ok(Mount {
+        destination,
+        kind: kind.map_or("bind".into(), Into::into),
+        source: edit.host_path.clone(),
+        options,
+        ..Mount::default()
+    })
 }
 
 /// Where a volume is put.

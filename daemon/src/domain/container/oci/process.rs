@@ -57,7 +57,7 @@ pub(super) fn check_ids(user: &ResolvedUser, ids: Option<&IdMappings>) -> Result
     }
 }
 
-/// The environment: defaults, then the image's, then the request's, each replacing what has its name.
+/// The environment: defaults, then the image's, then the request's, then that of CDI devices, each replacing what has its name.
 pub(super) fn environment(input: &ContainerInput<'_>) -> Result<Vec<String>, OciError> {
     let mut environment = Environment::default();
     environment.set("PATH", DEFAULT_PATH)?;
@@ -85,6 +85,10 @@ pub(super) fn environment(input: &ContainerInput<'_>) -> Result<Vec<String>, Oci
             name: name.clone(),
             reason: "value is not UTF-8",
         })?;
+        environment.set(name, value)?;
+    }
+    for entry in &input.injection.env {
+        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
         environment.set(name, value)?;
     }
     if !environment.has("HOME") {

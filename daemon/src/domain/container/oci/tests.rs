@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::container::cdi::{CdiNode, HookEdit, MountEdit};
 use crate::domain::container::seccomp::Arch;
 use crate::domain::container::spec::{
     ContainerSecurity, ContainerSpec, GroupsPolicy, ImageSpec, ImageVolume, MountOption,
@@ -59,6 +60,7 @@ fn container() -> ContainerSpec {
         envs: Vec::new(),
         mounts: Vec::new(),
         devices: Vec::new(),
+        cdi_devices: Vec::new(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::from([("run.oci.keep_original_groups".into(), "1".into())]),
         log_path: String::new(),
@@ -113,6 +115,7 @@ struct Fixture {
     files: PodFiles,
     image_volumes: Vec<PathBuf>,
     devices: Vec<HostDevice>,
+    injection: Injection,
     host: HostFacts,
     profile: Option<Seccomp>,
     annotations: AnnotationPatterns,
@@ -151,6 +154,7 @@ impl Fixture {
             },
             image_volumes: Vec::new(),
             devices: Vec::new(),
+            injection: Injection::default(),
             host: HostFacts {
                 arch: Arch::X86_64,
                 hostname: "node-1".into(),
@@ -180,6 +184,7 @@ impl Fixture {
             files: &self.files,
             image_volumes: &self.image_volumes,
             devices: &self.devices,
+            injection: &self.injection,
             host: &self.host,
             seccomp_profile: self.profile.as_ref(),
             annotations: &self.annotations,

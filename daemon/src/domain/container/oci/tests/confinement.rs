@@ -221,3 +221,101 @@ fn ids_of_a_volume_are_mapped_with_what_is_below() {
         .unwrap();
     assert!(proc.get("uidMappings").is_none());
 }
+
+#[test]
+fn what_cdi_devices_change_is_in_the_document_with_its_device_rules() {
+    let mut fixture = Fixture::new();
+    fixture.devices = vec![device("/dev/kvm", "rw")];
+    fixture.container.envs = vec![("GPU".into(), b"no".to_vec())];
+    fixture.container.mounts = vec![volume("/usr/lib/gpu")];
+    let node = |path: &str, kind, access: &str, uid| CdiNode {
+        path: path.into(),
+        kind,
+        major: 195,
+        minor: 7,
+        mode: 0o660,
+        uid,
+        gid: None,
+        access: access.into(),
+    };
+    fixture.injection = Injection {
+        env: vec!["GPU=a=b".into()],
+        nodes: vec![
+            node("/dev/kvm", DeviceKind::Char, "r", Some(0)),
+            node("/dev/gpu-none", DeviceKind::Block, "", None),
+            node("/dev/gpu-pipe", DeviceKind::Fifo, "rwm", None),
+        ],
+        mounts: vec![MountEdit {
+            host_path: "/opt/gpu".into(),
+            container_path: "/usr/lib/gpu/".into(),
+            kind: None,
+            options: vec!["ro".into()],
+        }],
+        hooks: vec![HookEdit {
+            hook_name: "createContainer".into(),
+            path: "/bin/hook".into(),
+            args: vec!["hook".into()],
+            env: Vec::new(),
+            timeout: Some(3),
+        }],
+        additional_gids: vec![0, 44, 7, 44],
+        ..Injection::default()
+    };
+    let json = fixture.json();
+    let env = json["process"]["env"].as_array().unwrap();
+    assert!(env.contains(&"GPU=a=b".into()) && !env.contains(&"GPU=no".into()));
+    assert_eq!(
+        json["process"]["user"]["additionalGids"],
+        json!([7, 102, 44])
+    );
+    assert_eq!(
+        json["hooks"],
+        json!({"createContainer": [{"path": "/bin/hook", "args": ["hook"], "timeout": 3}]})
+    );
+    let nodes: Vec<_> = json["linux"]["devices"].as_array().unwrap().clone();
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            format!(
+                "{} {} {} {}",
+                node["path"], node["type"], node["major"], node["uid"]
+            )
+        })
+        .collect();
+    assert_eq!(
+        nodes,
+        [
+            r#""/dev/gpu-none" "b" 195 101"#,
+            r#""/dev/gpu-pipe" "p" 195 101"#,
+            r#""/dev/kvm" "c" 195 0"#,
+        ]
+    );
+    let rules = json["linux"]["resources"]["devices"].as_array().unwrap();
+    let of_cdi: Vec<_> = rules.iter().filter(|rule| rule["major"] == 195).collect();
+    let allowed = json!({"allow": true, "type": "c", "major": 195, "minor": 7, "access": "r"});
+    assert_eq!(of_cdi, [&allowed]);
+    let mounts = json["mounts"].as_array().unwrap();
+    let at = mounts
+        .iter()
+        .filter(|mount| mount["destination"] == "/usr/lib/gpu");
+    let mount = json!({"destination": "/usr/lib/gpu", "type": "bind", "source": "/opt/gpu",
+        "options": ["ro", "rbind"]});
+    assert_eq!(at.collect::<Vec<_>>(), [&mount]);
+    assert_eq!(json["ociVersion"], "1.1.0");
+
+    fixture.injection = Injection {
+        net_devices: BTreeMap::from([("eth7".into(), "data".into())]),
+        intel_rdt: Some(IntelRdt {
+            clos_id: Some("gold".into()),
+            ..IntelRdt::default()
+        }),
+        ..Injection::default()
+    };
+    let json = fixture.json();
+    assert_eq!(
+        json["linux"]["netDevices"],
+        json!({"eth7": {"name": "data"}})
+    );
+    assert_eq!(json["linux"]["intelRdt"], json!({"closID": "gold"}));
+    assert_eq!(json["ociVersion"], "1.3.0");
+}

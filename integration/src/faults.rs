@@ -15,7 +15,7 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// A CNI plugin; modes: `work`, `fail`, `hang`, `garbage`, `fail-del`.
+    /// A CNI plugin; modes: `work`, `fail`, `hang`, `garbage`, `fail-del`, `slow-del`.
     ///
     /// In mode `work` it answers ADD with one address and touches nothing.
     ///
@@ -32,6 +32,7 @@ fail:ADD | fail-del:DEL)
   echo '{"cniVersion":"1.0.0","code":11,"msg":"the plugin was told to fail","details":"by the test"}'
   exit 1 ;;
 hang:ADD) sleep 300 & wait ;;
+slow-del:DEL) sleep 1 ;;
 garbage:ADD) echo 'this is no JSON' ;;
 *:ADD)
   echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"address":"192.0.2.7/24","interface":0}]}' ;;
@@ -54,7 +55,8 @@ esac
         Self::write(dir, name, body)
     }
 
-    /// An OCI runtime that fails at one command (mode `create`, `start`, …) and else is `real`.
+    /// An OCI runtime that fails at one command (mode `create`, `start`, …), takes three seconds longer for
+    /// one (mode `slow-create`, …), and else is `real`.
     ///
     /// # Errors
     /// When the script cannot be written.
@@ -64,6 +66,7 @@ esac
 for word in "$@"; do
   [ "$before" = --log ] && log=$word
   before=$word
+  case "slow-$word" in "$mode") sleep 3 ;; esac
   case "$word" in
   "$mode")
     message="the runtime was told to fail at $mode"

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use axil_integration::build::ContainerBuilder;
 use axil_integration::children;
 use axil_integration::eventually::eventually;
+use axil_integration::faults::StandIn;
 use axil_integration::lab::Lab;
-use axil_integration::node::Node;
+use axil_integration::node::{Node, NodeOptions};
 use tonic::Code;
 
 /// A node with one pod and one idle container.
@@ -71,6 +72,32 @@ fn privileged_a_timeout_ends_the_whole_tree() {
             .then_some(())
     });
     assert_eq!(node.sh(&id, "echo still here"), "still here");
+    lab.close(node);
+}
+
+#[test]
+fn privileged_a_command_that_times_out_while_it_is_started_is_told_so_and_ended() {
+    let Some(lab) = Lab::open() else { return };
+    let real = lab.binaries().runc_lite();
+    let runtime = StandIn::runtime(&lab.unused("runtime"), "slow", &real).unwrap();
+    let node = lab.node_with(NodeOptions {
+        runtime: Some(runtime.path().to_owned()),
+        ..NodeOptions::default()
+    });
+    let image = lab.busybox();
+    node.pull(&image).unwrap();
+    let pod = node.up(&lab.pod("exec")).unwrap();
+    let container = ContainerBuilder::new("c", &image).shell("sleep 300");
+    let id = node.run_in(&pod, &container).unwrap();
+    runtime.set("slow-exec").unwrap();
+    let status = node.exec(&id, &["sleep", "4714"], 1).unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    runtime.set("work").unwrap();
+    // The answer came after the end: nothing is left that begins later.
+    assert_eq!(
+        node.sh(&id, "ps | grep '[s]leep 4714' || echo gone"),
+        "gone"
+    );
     lab.close(node);
 }
 

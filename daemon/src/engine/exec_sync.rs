@@ -20,6 +20,9 @@ use crate::ports::{ExecPlan, Shim};
 /// message's frame. The command goes on and the rest is discarded.
 pub const MAX_OUTPUT: usize = (16 << 20) - 4096;
 
+/// Pause before a command that is being started is killed again.
+const KILL_AGAIN: Duration = Duration::from_millis(50);
+
 /// What an ExecSync gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -210,11 +213,35 @@ impl Run<'_> {
         if let Ok(result) = tokio::time::timeout(timeout, whole).await {
             return result;
         }
-        self.shim.kill(container, exec, 9, true).await?;
-        // Ignored: the caller is told of the timeout either way.
-        let _ended = tokio::time::timeout(self.kill, self.shim.wait(container, exec)).await;
+        if tokio::time::timeout(self.kill, self.end()).await.is_err() {
+            tracing::warn!(container.id = %container, exec = %self.exec, "a command that timed out may live on");
+        }
+        // The caller is told of the timeout however the end went: the kubelet takes any other code for a
+        // probe that could not be made, and counts it as neither success nor failure.
         let message = format!("command in container {container} timed out after {timeout:?}");
         Err(Failure::new(Class::DeadlineExceeded, message))
+    }
+
+    /// Kills the command and what it started, and waits for its end.
+    async fn end(&self) {
+        let (exec, container) = (Some(&self.exec), self.container);
+        loop {
+            match self.shim.kill(container, exec, 9, true).await {
+                // The runtime is just starting it; nobody would end it if it were left to that.
+                Err(failure) if failure.class == Class::FailedPrecondition => {
+                    tokio::time::sleep(KILL_AGAIN).await;
+                }
+                // It ended by itself meanwhile.
+                Err(failure) if failure.class == Class::NotFound => return,
+                Err(failure) => {
+                    tracing::warn!(container.id = %container, error = %failure, "killing a command that timed out");
+                    break;
+                }
+                Ok(()) => break,
+            }
+        }
+        // Ignored: an end that cannot be waited for is one of the shim, which takes the command with it.
+        let _ended = self.shim.wait(container, exec).await;
     }
 }
 

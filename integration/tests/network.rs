@@ -259,3 +259,31 @@ fn privileged_a_pod_whose_release_failed_is_released_by_the_next_stop() {
     node.remove_pod(&pod.id).unwrap();
     lab.close(node);
 }
+
+#[test]
+fn privileged_a_container_is_removed_while_its_pod_stops() {
+    let Some(lab) = Lab::open() else { return };
+    let (plugin, options) = stand_in(&lab);
+    let (node, image) = (lab.node_with(options), lab.busybox());
+    node.pull(&image).unwrap();
+    let pod = node.up(&lab.pod("both")).unwrap();
+    let container = ContainerBuilder::new("c", &image).shell("sleep 300");
+    let id = node.run_in(&pod, &container).unwrap();
+    node.stop(&id, 0).unwrap();
+    plugin.set("slow-del").unwrap();
+    let before = plugin.calls().len();
+    std::thread::scope(|scope| {
+        let (client, sandbox) = (node.client(), pod.id.clone());
+        let stop = scope.spawn(move || client.stop_pod(&sandbox));
+        // The shim has been ended by then.
+        eventually("the plugin takes the network down", || {
+            let calls = plugin.calls();
+            calls[before..].iter().any(|c| c == "DEL").then_some(())
+        });
+        node.remove(&id).unwrap();
+        stop.join().unwrap().unwrap();
+    });
+    assert!(node.containers(None).unwrap().is_empty());
+    node.remove_pod(&pod.id).unwrap();
+    lab.close(node);
+}

@@ -139,6 +139,8 @@ pub struct PodDriver {
     run_waiters: Vec<Reply<PodId>>,
     stop_waiters: Vec<Reply<()>>,
     remove_waiters: Vec<Reply<()>>,
+    /// Removals of containers that came while the pod stops: its shim is about to end, or has ended.
+    after_stop: Vec<Command>,
     stop_wanted: bool,
     /// Whether the stop at work is of a pod that was ready: only that is news.
     stops_ready: bool,
@@ -184,6 +186,7 @@ impl PodDriver {
             run_waiters: Vec::new(),
             stop_waiters: Vec::new(),
             remove_waiters: Vec::new(),
+            after_stop: Vec::new(),
             stop_wanted: false,
             stops_ready: false,
             events,

@@ -257,6 +257,11 @@ impl PodDriver {
         if let Lane::Removing(waiters) = &mut container.lane {
             return waiters.push(reply);
         }
+        // The kubelet's collector of dead containers does not know that the pod's worker stops the pod.
+        // Both would ask the shim, one of them for its end.
+        if self.lane == PodLane::Stopping {
+            return self.after_stop.push(Command::RemoveContainer(id, reply));
+        }
         if container.busy() {
             if let Lane::Stopping(_, deadline) = &container.lane {
                 deadline.send_replace(Instant::now());

@@ -89,6 +89,9 @@ impl PodDriver {
         for reply in self.stop_waiters.drain(..) {
             answer(reply, result.clone());
         }
+        for command in std::mem::take(&mut self.after_stop) {
+            self.accept(command);
+        }
     }
 
     pub(super) fn remove_done(&mut self, result: Result<(), Failure>) -> Life {

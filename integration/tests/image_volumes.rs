@@ -36,9 +36,7 @@ fn files() -> Image {
 fn privileged_an_image_is_mounted_read_only_and_shared() {
     let Some(lab) = Lab::open() else { return };
     let (mut node, image) = lab.node_with_busybox();
-    let volume = files();
-    let name = lab.shelf().put("data/models", "1", &volume);
-    let by_digest = format!("{}/data/models@{}", lab.shelf().address(), volume.manifest);
+    let name = lab.shelf().put("data/models", "1", &files());
     // The kubelet names the volume by the id that the pull answered.
     let id = node.pull(&name).unwrap();
     let pod = node.up(&lab.pod("volumes")).unwrap();
@@ -82,7 +80,7 @@ fn privileged_an_image_is_mounted_read_only_and_shared() {
         let told = mount("/models").image.clone().unwrap();
         assert_eq!(
             (told.image.as_str(), told.image_ref.as_str()),
-            (&*name, &*by_digest)
+            (&*name, &*id)
         );
         assert_eq!(mount("/models").image_sub_path, "models");
         assert_eq!(mount("/data").host_path, "");
@@ -148,6 +146,7 @@ fn privileged_what_cannot_be_mounted_is_refused_and_leaves_nothing() {
     );
     refuse(&|mount| mount.host_path = "/etc".into(), "host_path");
     refuse(&|mount| mount.propagation = 2, "propagation");
+    refuse(&|mount| mount.readonly = false, "readonly");
     let part_of_nothing = |mount: &mut Mount| {
         mount.image = Some(ImageSpec::default());
         mount.image_sub_path = "models".into();

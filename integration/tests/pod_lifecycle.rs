@@ -204,7 +204,13 @@ fn privileged_the_verbose_status_tells_where_time_went() {
     let node = lab.node();
     let pod = node.up(&lab.pod("timed")).unwrap();
     let answer = node.pod_status_verbose(&pod.id).unwrap();
-    let timeline: Vec<Value> = serde_json::from_str(&answer.info["timeline"]).unwrap();
+    // crictl shows the entries that are objects as JSON, and others as a string.
+    for (key, text) in &answer.info {
+        let entry: Value = serde_json::from_str(text).unwrap();
+        assert!(entry.is_object(), "{key}: {text}");
+    }
+    let timeline: Value = serde_json::from_str(&answer.info["timeline"]).unwrap();
+    let timeline = timeline["steps"].as_array().unwrap();
     let steps: Vec<_> = timeline
         .iter()
         .map(|step| step["step"].as_str().unwrap())

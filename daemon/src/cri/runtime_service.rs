@@ -68,6 +68,7 @@ fn seconds(field: &str, value: i64) -> Result<Duration, Failure> {
     Ok(Duration::from_secs(seconds.min(10 * 365 * 86_400)))
 }
 
+/// Entries of a verbose status. Each is an object: crictl prints anything else as a string.
 fn json_info(value: &serde_json::Value) -> HashMap<String, String> {
     let entries = value.as_object().into_iter().flatten();
     entries
@@ -211,7 +212,7 @@ impl RuntimeService for RuntimeCalls {
                 let pins = self.engine.namespaces(&view);
                 let sandbox = view.record.phase.sandbox();
                 info = json_info(&serde_json::json!({
-                    "timeline": view.record.timeline,
+                    "timeline": { "steps": view.record.timeline },
                     "info": {
                         "phase": view.record.phase.name(),
                         "runtimeHandler": view.record.spec.runtime_handler,
@@ -327,7 +328,7 @@ impl RuntimeService for RuntimeCalls {
                 let running = view.record.phase.is_running();
                 let pid = crate::host::read_pid_file(&bundle.join("init.pid")).ok();
                 info = json_info(&serde_json::json!({
-                    "timeline": view.record.timeline,
+                    "timeline": { "steps": view.record.timeline },
                     "info": {
                         "phase": view.record.phase.name(),
                         "pid": pid.filter(|_| running),

@@ -340,9 +340,10 @@ fn show_timelines(node: &Node, pod: &Pod, container: &str) -> Result<()> {
 
 fn show_timeline(what: &str, text: Option<&String>) -> Result<()> {
     let text = text.with_context(|| format!("the {what}'s verbose status has no timeline"))?;
-    let steps: Vec<Value> = serde_json::from_str(text).context("parse the timeline")?;
+    let timeline: Value = serde_json::from_str(text).context("parse the timeline")?;
+    let steps = timeline["steps"].as_array();
     out(format!("     {what}"));
-    for step in &steps {
+    for step in steps.context("find the steps of the timeline")? {
         let micros = |key: &str| step[key].as_u64().unwrap_or_default();
         out(format!(
             "       {:<28} at {:>8} µs  took {:>8} µs",

@@ -130,7 +130,14 @@ fn mount(wire: cri::Mount) -> Result<MountSpec, Failure> {
         }
     };
     let image = wire.image.filter(|image| !image.image.is_empty());
-    let image = image_volume(image, &wire.host_path, wire.image_sub_path, propagation)?;
+    let image = match image {
+        Some(_) if !wire.readonly => {
+            // The API: image mounts are read-only by definition. The kubelet always says so.
+            let why = "must be true where an image is mounted";
+            return Err(Failure::invalid("config.mounts.readonly", "false", why));
+        }
+        image => image_volume(image, &wire.host_path, wire.image_sub_path, propagation)?,
+    };
     for (field, path) in [
         ("container_path", &wire.container_path),
         ("host_path", &wire.host_path),
@@ -460,8 +467,10 @@ fn mounts_to_wire(mounts: &[MountSpec], images: &[ResolvedImage]) -> Vec<cri::Mo
             &mount.image,
             mount.image.as_ref().and_then(|_| images.next()),
         ) {
+            // The id, as the pull answered it: critest compares the two, and kubelets that do not read this
+            // field yet report the same. ContainerStatus.image_ref, a repository digest, is another matter.
             wire.image = Some(cri::ImageSpec {
-                image_ref: resolved.reference.clone(),
+                image_ref: resolved.id.clone(),
                 ..image_to_wire(&volume.image, resolved)
             });
             wire.image_sub_path.clone_from(&volume.sub_path);

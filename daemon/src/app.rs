@@ -233,7 +233,7 @@ fn build(
     let mut host = crate::host::facts();
     let (no_user_namespaces, maps_ids) = user_namespaces(&store);
     host.no_user_namespaces = no_user_namespaces;
-    let handlers = handlers(config, &binaries.runtimes, &host, features)?;
+    let handlers = handlers(config, &binaries.runtimes, &host, features, &store)?;
     let ports = Ports {
         records: Arc::clone(&records) as _,
         namespaces: Arc::new(Pins::new(&config.state)),

@@ -106,7 +106,7 @@ pub const KEYS: &[Key] = &[
     key(
         "runtime.handlers",
         "{}",
-        "Further handlers for RuntimeClasses: a table [runtime.handlers.NAME] each, with binary and allowed_annotations.",
+        "Further handlers for RuntimeClasses: a table [runtime.handlers.NAME] each, with binary, allowed_annotations and snapshotter (overlayfs or copy, if not images.snapshotter).",
     ),
     key(
         "cdi.spec_dirs",
@@ -779,6 +779,7 @@ mod tests {
         let crun = HandlerConfig {
             binary: "/usr/bin/crun".into(),
             allowed_annotations: vec![],
+            snapshotter: None,
         };
         assert_eq!(config.runtime.handlers["crun"], crun);
         let error = load("[runtime.handlers.crun]\nbinry = '/usr/bin/crun'").unwrap_err();
@@ -844,6 +845,10 @@ mod tests {
                 "runtime.handlers.crun.allowed_annotations",
             ),
             ("[cdi]\nspec_dirs = ['cdi']", "cdi.spec_dirs = \"cdi\""),
+            (
+                "[runtime.handlers.kata]\nbinary = '/b'\nsnapshotter = 'zfs'",
+                "runtime.handlers.kata.snapshotter = \"zfs\"",
+            ),
             ("[streaming]\nlisten = ''", "streaming.listen"),
             ("[streaming]\ntls_cert = '/c'", "streaming.tls_key"),
             ("[network]\nbridge = 'a b'", "network.bridge"),

@@ -23,6 +23,7 @@ use crate::domain::pod::cgroup::CgroupDriver;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::PodSpec;
 use crate::domain::pod::user_namespace::IdMappings;
+use crate::domain::runtime_handler::HandlerSnapshotter;
 
 /// Result of a port call.
 pub type Answer<T> = Result<T, Failure>;
@@ -152,12 +153,11 @@ pub struct PodPaths {
 /// Root file systems of containers.
 #[async_trait]
 pub trait Rootfs: Send + Sync {
-    /// Makes a writable layer over the image's layers and mounts it at `target`; its files belong to `users`.
+    /// Makes a writable layer over the image's layers and mounts it at `target`.
     async fn prepare(
         &self,
         container: &ContainerId,
-        chain: Option<&str>,
-        users: Option<&Users>,
+        plan: &RootfsPlan,
         target: &Path,
     ) -> Answer<()>;
     /// Mounts an image, or a part of it, read-only in the container's bundle; answers where.
@@ -174,6 +174,17 @@ pub trait Rootfs: Send + Sync {
     async fn user_files(&self, rootfs: &Path) -> Answer<UserFiles>;
 }
 
+/// A root file system to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootfsPlan {
+    /// Chain id of the image's topmost layer; none for an image without layers.
+    pub chain: Option<String>,
+    /// Whom its files belong to.
+    pub users: Option<Users>,
+    /// How it is made; none is the store's way.
+    pub snapshotter: Option<HandlerSnapshotter>,
+}
+
 /// An image to be mounted for a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumePlan {
@@ -185,6 +196,8 @@ pub struct VolumePlan {
     pub sub_path: String,
     /// Whom its files belong to.
     pub users: Option<Users>,
+    /// As for the root file system.
+    pub snapshotter: Option<HandlerSnapshotter>,
 }
 
 /// The users and groups of a pod's user namespace.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use axil_proto::ids::ContainerId;
 use axil_snapshotter::{
-    ChainId, ErrorClass, IdRange, IdRanges, Mount, MountError, Owners, Store, mount,
+    Choice, ErrorClass, IdRange, IdRanges, Mount, MountError, Owners, Store, mount,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
@@ -17,8 +17,9 @@ use super::durable::make_private_dir;
 use super::layers::class;
 use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::pod::user_namespace::IdMapping;
+use crate::domain::runtime_handler::HandlerSnapshotter;
 use crate::engine::spawn::blocking;
-use crate::ports::{Answer, Rootfs, UserFiles, Users, VolumePlan};
+use crate::ports::{Answer, Rootfs, RootfsPlan, UserFiles, Users, VolumePlan};
 
 /// Largest /etc/passwd or /etc/group read, in bytes (containerd's bound).
 const MAX_USER_FILE: u64 = 10 << 20;
@@ -41,18 +42,11 @@ impl OverlayRootfs {
 
 #[async_trait]
 impl Rootfs for OverlayRootfs {
-    async fn prepare(
-        &self,
-        id: &ContainerId,
-        chain: Option<&str>,
-        users: Option<&Users>,
-        target: &Path,
-    ) -> Answer<()> {
+    async fn prepare(&self, id: &ContainerId, plan: &RootfsPlan, target: &Path) -> Answer<()> {
         let (rootfs, id, target) = (self.clone(), id.clone(), target.to_owned());
-        let users = users.cloned();
-        let chain = chain.map(super::layers::parse_chain).transpose()?;
+        let plan = plan.clone();
         blocking("prepare a root file system", move || {
-            rootfs.make(&id, chain.as_ref(), users.as_ref(), &target)
+            rootfs.make(&id, &plan, &target)
         })
         .await
     }
@@ -92,20 +86,18 @@ impl Rootfs for OverlayRootfs {
 }
 
 impl OverlayRootfs {
-    fn make(
-        &self,
-        id: &ContainerId,
-        chain: Option<&ChainId>,
-        users: Option<&Users>,
-        target: &Path,
-    ) -> Answer<()> {
+    fn make(&self, id: &ContainerId, plan: &RootfsPlan, target: &Path) -> Answer<()> {
+        let chain = plan.chain.as_deref();
+        let chain = chain.map(super::layers::parse_chain).transpose()?;
         make_private_dir(target)?;
-        let ranges = users.map(ranges);
+        let by = plan.snapshotter;
+        let ranges = plan.users.as_ref().map(ranges);
+        let owners = self.owners(ranges.as_ref(), by);
         let mounts = self
             .store
-            .prepare_for(id.as_str(), chain, self.owners(ranges.as_ref()))
+            .prepare_by(choice(by), id.as_str(), chain.as_ref(), owners)
             .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
-        self.mount(&mounts, target, users)
+        self.mount(&mounts, target, plan.users.as_ref(), by)
     }
 
     fn make_view(&self, id: &ContainerId, volume: &VolumePlan, bundle: &Path) -> Answer<PathBuf> {
@@ -115,13 +107,14 @@ impl OverlayRootfs {
         let chain = volume.chain.as_deref();
         let chain = chain.map(super::layers::parse_chain).transpose()?;
         let key = format!("{}{number}", views_of(id));
-        let users = volume.users.as_ref();
+        let (users, by) = (volume.users.as_ref(), volume.snapshotter);
         let ranges = users.map(ranges);
+        let owners = self.owners(ranges.as_ref(), by);
         let mounts = self
             .store
-            .view_for(&key, chain.as_ref(), self.owners(ranges.as_ref()))
+            .view_by(choice(by), &key, chain.as_ref(), owners)
             .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
-        self.mount(&mounts, &place, users)?;
+        self.mount(&mounts, &place, users, by)?;
         if volume.sub_path.is_empty() {
             return Ok(place);
         }
@@ -130,16 +123,31 @@ impl OverlayRootfs {
         Ok(part)
     }
 
-    fn owners<'a>(&self, ranges: Option<&'a IdRanges>) -> Owners<'a> {
+    /// Whether mounts have mapped ids: copies are given to their owners as they are made.
+    fn maps(&self, by: Option<HandlerSnapshotter>) -> bool {
+        self.maps_ids && by != Some(HandlerSnapshotter::Copy)
+    }
+
+    fn owners<'a>(
+        &self,
+        ranges: Option<&'a IdRanges>,
+        by: Option<HandlerSnapshotter>,
+    ) -> Owners<'a> {
         match ranges {
             None => Owners::AsStored,
-            Some(ranges) if self.maps_ids => Owners::Mapped(ranges),
+            Some(ranges) if self.maps(by) => Owners::Mapped(ranges),
             Some(ranges) => Owners::Shifted(ranges),
         }
     }
 
-    fn mount(&self, mounts: &[Mount], target: &Path, users: Option<&Users>) -> Answer<()> {
-        let Some(users) = users.filter(|_| self.maps_ids) else {
+    fn mount(
+        &self,
+        mounts: &[Mount],
+        target: &Path,
+        users: Option<&Users>,
+        by: Option<HandlerSnapshotter>,
+    ) -> Answer<()> {
+        let Some(users) = users.filter(|_| self.maps(by)) else {
             return mount::mount_all(mounts, target).map_err(|e| mount_failed(&e));
         };
         let path = &users.namespace;
@@ -149,6 +157,16 @@ impl OverlayRootfs {
             mount::mount_mapped(one, target, namespace.as_fd()).map_err(|e| mount_failed(&e))?;
         }
         Ok(())
+    }
+}
+
+/// The snapshotter of a handler, or the store's.
+#[must_use]
+pub fn choice(by: Option<HandlerSnapshotter>) -> Choice {
+    match by {
+        None => Choice::Auto,
+        Some(HandlerSnapshotter::Overlayfs) => Choice::Overlayfs,
+        Some(HandlerSnapshotter::Copy) => Choice::Copy,
     }
 }
 

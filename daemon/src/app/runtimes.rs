@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use axil_proto::keys;
 
 use crate::adapters::namespaces::trial_user_namespace;
+use crate::adapters::rootfs::choice;
 use crate::adapters::runtime_features::{self, RuntimeFeatures};
 use crate::config::Config;
 use crate::domain::container::oci::HostFacts;
@@ -84,6 +85,7 @@ pub(super) fn handlers(
     runtimes: &BTreeMap<String, PathBuf>,
     host: &HostFacts,
     features: &Features,
+    store: &axil_snapshotter::Store,
 ) -> anyhow::Result<Handlers> {
     let systemd_cgroup = config.cgroups.names()?.driver() == CgroupDriver::Systemd;
     let handler = |name: &str, root: PathBuf, annotations: AnnotationPatterns| {
@@ -107,6 +109,7 @@ pub(super) fn handlers(
             runtime,
             host,
             annotations,
+            snapshotter: None,
         })
     };
     let annotations = config.runtime.annotations()?;
@@ -114,7 +117,10 @@ pub(super) fn handlers(
     let roots = config.state.join("runtimes");
     let mut named = BTreeMap::new();
     for (name, given) in &config.runtime.handlers {
-        let handler = handler(name, roots.join(name), given.annotations(name)?)?;
+        let mut handler = handler(name, roots.join(name), given.annotations(name)?)?;
+        handler.snapshotter = given.snapshotter(name)?;
+        let tried = store.try_snapshotter(choice(handler.snapshotter));
+        tried.with_context(|| format!("configuration key runtime.handlers.{name}.snapshotter"))?;
         named.insert(name.clone(), handler);
     }
     Ok(Handlers::new(default, named))

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::ConfigError;
-use crate::domain::runtime_handler::{AnnotationPatterns, check_name};
+use crate::domain::runtime_handler::{AnnotationPatterns, HandlerSnapshotter, check_name};
 
 /// `[runtime]`; the table of keys says what each means.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -32,6 +32,9 @@ pub struct HandlerConfig {
     /// Annotations the runtime is told.
     #[serde(default)]
     pub allowed_annotations: Vec<String>,
+    /// How its root file systems are made; none is `images.snapshotter`.
+    #[serde(default)]
+    pub snapshotter: Option<String>,
 }
 
 impl RuntimeConfig {
@@ -49,6 +52,7 @@ impl RuntimeConfig {
                 ));
             }
             handler.annotations(name)?;
+            handler.snapshotter(name)?;
         }
         Ok(())
     }
@@ -70,6 +74,20 @@ impl HandlerConfig {
     pub fn annotations(&self, name: &str) -> Result<AnnotationPatterns, ConfigError> {
         let key = format!("runtime.handlers.{name}.allowed_annotations");
         annotations(&key, &self.allowed_annotations)
+    }
+}
+
+impl HandlerConfig {
+    /// How root file systems of the handler of this name are made, if not as all.
+    ///
+    /// # Errors
+    /// There is no such snapshotter.
+    pub fn snapshotter(&self, name: &str) -> Result<Option<HandlerSnapshotter>, ConfigError> {
+        let named = |text: &String| {
+            let key = format!("runtime.handlers.{name}.snapshotter");
+            HandlerSnapshotter::named(text).map_err(|why| wrong(key, text, why))
+        };
+        self.snapshotter.as_ref().map(named).transpose()
     }
 }
 

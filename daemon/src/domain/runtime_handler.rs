@@ -35,6 +35,29 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// How the root file systems of a handler's containers are made, where that is not for all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandlerSnapshotter {
+    /// Layers mounted together.
+    Overlayfs,
+    /// Layers copied, for runtimes that cannot show an overlay to their containers.
+    Copy,
+}
+
+impl HandlerSnapshotter {
+    /// The one of this name in the configuration.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn named(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "overlayfs" => Ok(Self::Overlayfs),
+            "copy" => Ok(Self::Copy),
+            _ => Err("must be overlayfs or copy; without it images.snapshotter holds"),
+        }
+    }
+}
+
 /// Annotations that an OCI runtime may be told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnnotationPatterns(Vec<Pattern>);

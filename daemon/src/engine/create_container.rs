@@ -17,7 +17,7 @@ use crate::domain::failure::{Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::{NamespaceMode, PodSpec, SecurityProfile};
-use crate::ports::{Shim, TaskPlan, Users, VolumePlan};
+use crate::ports::{RootfsPlan, Shim, TaskPlan, Users, VolumePlan};
 
 /// The FIFO of a container's standard input, in its bundle; lasting, so that clients may attach one after the
 /// other and after a restart of the daemon.
@@ -105,14 +105,17 @@ async fn sequence<'a>(
     let rootfs = bundle.join("rootfs");
     let undo_bundle = bundle.clone();
     let undo = async move { ports.rootfs.release(id, &undo_bundle).await };
-    let chain = image.chain.as_deref();
-    let users = users(work);
-    let prepare = ports.rootfs.prepare(id, chain, users.as_ref(), &rootfs);
+    let plan = RootfsPlan {
+        chain: image.chain.clone(),
+        users: users(work),
+        snapshotter: handler.snapshotter,
+    };
+    let prepare = ports.rootfs.prepare(id, &plan, &rootfs);
     steps.run_undo("rootfs", prepare, undo).await?;
 
     // Undone with the root file system.
     let volumes = steps
-        .run("volumes", mount_volumes(work, &spec, &bundle))
+        .run("volumes", mount_volumes(work, handler, &bundle))
         .await?;
 
     let document = async {
@@ -168,17 +171,19 @@ fn users(work: &Work) -> Option<Users> {
 /// Mounts the images that are volumes; answers where, in the order of those mounts.
 async fn mount_volumes(
     work: &Work,
-    spec: &ContainerSpec,
+    handler: &Handler,
     bundle: &Path,
 ) -> Result<Vec<PathBuf>, Failure> {
     let mut places = Vec::new();
-    let asked = spec.mounts.iter().filter_map(|mount| mount.image.as_ref());
+    let mounts = &work.record.spec.mounts;
+    let asked = mounts.iter().filter_map(|mount| mount.image.as_ref());
     for (number, (volume, image)) in asked.zip(&work.volumes).enumerate() {
         let plan = VolumePlan {
             number,
             chain: image.chain.clone(),
             sub_path: volume.sub_path.clone(),
             users: users(work),
+            snapshotter: handler.snapshotter,
         };
         let rootfs = &work.shared.ports.rootfs;
         let place = rootfs.mount_image(&work.id, &plan, bundle).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::domain::container::oci::HostFacts;
 use crate::domain::failure::Failure;
 use crate::domain::pod::spec::PodSpec;
-use crate::domain::runtime_handler::{AnnotationPatterns, DEFAULT_HANDLER};
+use crate::domain::runtime_handler::{AnnotationPatterns, DEFAULT_HANDLER, HandlerSnapshotter};
 use crate::ports::OciRuntime;
 
 /// A runtime handler.
@@ -17,6 +17,8 @@ pub struct Handler {
     pub host: HostFacts,
     /// Annotations the runtime is told.
     pub annotations: AnnotationPatterns,
+    /// How root file systems are made; none is the store's way.
+    pub snapshotter: Option<HandlerSnapshotter>,
 }
 
 /// Every handler by name.

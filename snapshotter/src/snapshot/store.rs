@@ -9,12 +9,14 @@ use super::chain::ChainId;
 use super::kind::{ActiveRecord, Record, SnapshotId};
 use super::measured;
 use crate::confined::open_dir;
+use crate::copy::Copy;
 use crate::durable::{atomic_write, sync_dir};
 use crate::error::{ErrorClass, PathError, shown};
 use crate::ids::Owners;
 use crate::mount::Mount;
 use crate::overlay;
-use crate::snapshotter::{Lowers, probe_ids};
+use crate::overlay::Overlayfs;
+use crate::snapshotter::{Choice, Lowers, Snapshotter, choose, probe_ids};
 use crate::store::{
     Active, ActivePhase, Index, Made, Store, condemned_name, make_new_dir, record_name,
     removing_name,
@@ -114,7 +116,23 @@ impl Store {
         parent: Option<&ChainId>,
         owners: Owners<'_>,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        self.make(key, parent, owners, false)
+        self.prepare_by(Choice::Auto, key, parent, owners)
+    }
+
+    /// As [`Store::prepare_for`], by a snapshotter that need not be the store's; `Auto` is the store's. What it
+    /// lies on is in its record, so the store mounts, measures and removes it as any other, whatever the store's
+    /// snapshotter is by then.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn prepare_by(
+        &self,
+        choice: Choice,
+        key: &str,
+        parent: Option<&ChainId>,
+        owners: Owners<'_>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.make(choice, key, parent, owners, false)
     }
 
     /// Makes a read-only view `key` of a committed layer and those below it, or of nothing, and returns how to
@@ -136,7 +154,29 @@ impl Store {
         parent: Option<&ChainId>,
         owners: Owners<'_>,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        self.make(key, parent, owners, true)
+        self.view_by(Choice::Auto, key, parent, owners)
+    }
+
+    /// As [`Store::view_for`], by a snapshotter as for [`Store::prepare_by`].
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn view_by(
+        &self,
+        choice: Choice,
+        key: &str,
+        parent: Option<&ChainId>,
+        owners: Owners<'_>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.make(choice, key, parent, owners, true)
+    }
+
+    /// Tells whether this choice works here, by the trial that opening a store with it makes.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn try_snapshotter(&self, choice: Choice) -> Result<(), PathError> {
+        choose(choice, &self.shared.top, &self.shared.root).map(drop)
     }
 
     /// Tells whether mounts of this store can have mapped ids, or why not: `ids` is a user namespace whose root
@@ -154,6 +194,7 @@ impl Store {
 
     fn make(
         &self,
+        choice: Choice,
         key: &str,
         parent: Option<&ChainId>,
         owners: Owners<'_>,
@@ -164,6 +205,11 @@ impl Store {
                 key: shown(key.as_bytes()),
             });
         }
+        let snapshotter: &dyn Snapshotter = match choice {
+            Choice::Auto => self.shared.snapshotter.as_ref(),
+            Choice::Overlayfs => &Overlayfs,
+            Choice::Copy => &Copy,
+        };
         let lowers = {
             let mut index = self.shared.index();
             if index.actives.contains_key(key) {
@@ -177,7 +223,7 @@ impl Store {
                     .map_err(|chain| SnapshotError::LayerMissing { chain })?,
                 None => Vec::new(),
             };
-            let most = self.shared.snapshotter.layers_max();
+            let most = snapshotter.layers_max();
             // A view has its own directory below the layers.
             let count = lowers.len() + usize::from(is_view);
             if let Some(chain) = parent
@@ -205,7 +251,7 @@ impl Store {
             index.actives.insert(key.to_owned(), active);
             lowers
         };
-        let made = self.make_active(key, parent, lowers, owners, is_view);
+        let made = self.make_active(snapshotter, key, parent, lowers, owners, is_view);
         let usage = made.as_ref().map_or(Usage::default(), |record| {
             let id = record.id.to_string();
             let copied = record.lowers.is_empty() && parent.is_some();
@@ -224,7 +270,6 @@ impl Store {
                 let mounts = if is_view {
                     overlay::view_mounts(root, record.id, &record.lowers)
                 } else {
-                    let snapshotter = &self.shared.snapshotter;
                     snapshotter.mounts(root, record.id, &record.lowers)
                 };
                 index.making.remove(&record.id);
@@ -245,6 +290,7 @@ impl Store {
 
     fn make_active(
         &self,
+        snapshotter: &dyn Snapshotter,
         key: &str,
         parent: Option<&ChainId>,
         lowers: Vec<SnapshotId>,
@@ -263,7 +309,6 @@ impl Store {
             make_new_dir(&dir, "fs")?;
             make_new_dir(&dir, "work")?;
             let below = Lowers::new(&self.shared.snapshots, &record.lowers);
-            let snapshotter = &self.shared.snapshotter;
             let filled = if is_view {
                 snapshotter.fill_view(&dir, &below, owners)
             } else {

@@ -49,6 +49,19 @@ const TERMINAL: Streams = Streams {
     tty: true,
 };
 
+/// Waits until the shim copies a container's output to so many clients: axild has a FIFO open for each, and takes
+/// its name away when the shim has it open as well.
+fn attached(node: &Node, pod: &Pod, id: &str, clients: usize) {
+    let fifo = format!("pods/{}/containers/{id}/a", pod.id);
+    eventually("all are attached", || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
+        let links = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        let texts = links.map(|link| link.to_string_lossy().into_owned());
+        let taken = texts.filter(|t| t.contains(&fifo) && t.ends_with(".out (deleted)"));
+        (taken.count() == clients).then_some(())
+    });
+}
+
 /// The FIFOs in a container's bundle.
 fn fifos(node: &Node, pod: &Pod, id: &str) -> Vec<String> {
     use std::os::unix::fs::FileTypeExt as _;
@@ -323,15 +336,8 @@ fn privileged_attached_clients_all_see_the_output_and_share_the_input() {
     let mut first = attach(&node, &id, Wire::Spdy, INPUT);
     let mut second = attach(&node, &id, Wire::WebSocket, INPUT);
     let mut silent = attach(&node, &id, Wire::Spdy, OUTPUT);
-    // All three are attached once they have seen something; what was before is in the log.
-    eventually("all are attached", || {
-        let bundle = node
-            .state()
-            .join(format!("pods/{}/containers/{id}", pod.id));
-        let names = std::fs::read_dir(bundle).unwrap().flatten();
-        let pending = names.filter(|n| n.file_name().to_string_lossy().ends_with(".out"));
-        (pending.count() == 0).then_some(())
-    });
+    // Output before they are attached is in the log alone.
+    attached(&node, &pod, &id, 3);
     let mut said = Vec::new();
     for (client, word) in [(0, "one"), (1, "two"), (0, "three")] {
         let sender = if client == 0 {

@@ -10,7 +10,7 @@ use axil_proto::ids::ContainerId;
 use super::Shared;
 use super::steps::{Failed, Steps};
 use crate::domain::container::oci;
-use crate::domain::failure::Failure;
+use crate::domain::failure::{Class, Failure};
 use crate::domain::resources::LinuxResources;
 use crate::ports::Shim;
 
@@ -108,7 +108,12 @@ pub async fn update_container_resources(work: Work) -> Result<(), Failure> {
                 shim.update(&id, document).await
             }
         };
-        let (act, undo) = (tell(&plan.document), tell(&plan.undo));
+        let act = async {
+            tell(&plan.document)
+                .await
+                .map_err(|f| refusal(f, &plan.wanted))
+        };
+        let undo = tell(&plan.undo);
         steps.run_undo("cgroups", act, undo).await
     };
     match result.await {
@@ -121,6 +126,59 @@ pub async fn update_container_resources(work: Work) -> Result<(), Failure> {
             Err(failure)
         }
     }
+}
+
+/// The files of limits of both cgroup versions, and the field that is written to each.
+const FILES: [(&str, &str); 11] = [
+    ("memory.memsw.limit_in_bytes", "memory_swap_limit_in_bytes"),
+    ("memory.swap.max", "memory_swap_limit_in_bytes"),
+    ("memory.limit_in_bytes", "memory_limit_in_bytes"),
+    ("memory.max", "memory_limit_in_bytes"),
+    ("cpuset.cpus", "cpuset_cpus"),
+    ("cpuset.mems", "cpuset_mems"),
+    ("cpu.cfs_quota_us", "cpu_quota"),
+    ("cpu.cfs_period_us", "cpu_period"),
+    ("cpu.max", "cpu_quota"),
+    ("cpu.shares", "cpu_shares"),
+    ("cpu.weight", "cpu_shares"),
+];
+
+/// What the kernel says of a value that it does not take as `strerror(3)` and Rust have it, in lower case: no such
+/// value, out of range, not part of the parent's set, in use beyond it.
+const REFUSALS: [&str; 4] = [
+    "invalid argument",
+    "numerical result out of range",
+    "permission denied",
+    "resource busy",
+];
+
+/// Runtimes say that the kernel did not take a value only in words. Such a value is wrong for this container as it
+/// is now, which the client can mend; everything else stays what it is.
+fn refusal(failure: Failure, wanted: &LinuxResources) -> Failure {
+    if failure.class != Class::Internal {
+        return failure;
+    }
+    let said = failure.message.to_lowercase();
+    let Some((_, field)) = FILES.iter().find(|(file, _)| said.contains(file)) else {
+        return failure;
+    };
+    if !REFUSALS.iter().any(|refusal| said.contains(refusal)) {
+        return failure;
+    }
+    let value = match *field {
+        "memory_swap_limit_in_bytes" => wanted.memory_swap_limit_bytes.to_string(),
+        "memory_limit_in_bytes" => wanted.memory_limit_bytes.to_string(),
+        "cpuset_cpus" => wanted.cpuset_cpus.clone(),
+        "cpuset_mems" => wanted.cpuset_mems.clone(),
+        "cpu_quota" => wanted.cpu_quota_us.to_string(),
+        "cpu_period" => wanted.cpu_period_us.to_string(),
+        _ => wanted.cpu_shares.to_string(),
+    };
+    let message = format!(
+        "linux.{field}: {value}: refused by the kernel: {}",
+        failure.message
+    );
+    Failure::new(Class::InvalidArgument, message)
 }
 
 #[cfg(test)]
@@ -194,5 +252,35 @@ mod tests {
         };
         let refused = plan(&before, &unified).unwrap_err();
         assert!(refused.message.contains("unified"), "{refused}");
+    }
+
+    #[test]
+    fn a_value_the_kernel_does_not_take_is_the_requests_fault_and_nothing_else_is() {
+        let wanted = LinuxResources {
+            memory_limit_bytes: 1,
+            cpuset_cpus: "99".to_owned(),
+            ..LinuxResources::default()
+        };
+        let of = |message: &str| refusal(Failure::new(Class::Internal, message), &wanted);
+        let busy =
+            of("cannot write 1 to /c/memory.limit_in_bytes: Device or resource busy (os error 16)");
+        assert_eq!(busy.class, Class::InvalidArgument);
+        assert!(
+            busy.message.starts_with("linux.memory_limit_in_bytes: 1: "),
+            "{busy}"
+        );
+        let cpus = of("write /c/cpuset.cpus: invalid argument");
+        assert!(
+            cpus.message.starts_with("linux.cpuset_cpus: 99: "),
+            "{cpus}"
+        );
+        for other in [
+            "cannot write 1 to /c/memory.max: No space left on device",
+            "killed by signal 11",
+        ] {
+            assert_eq!(of(other).class, Class::Internal, "{other}");
+        }
+        let gone = Failure::new(Class::Unavailable, "cpuset.cpus: invalid argument");
+        assert_eq!(refusal(gone, &wanted).class, Class::Unavailable);
     }
 }

@@ -4,8 +4,10 @@
 //! removes everything by force, and only what is below this process, this directory and this cgroup.
 
 use std::cell::OnceCell;
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -34,6 +36,9 @@ const NEEDS: &[Need] = &[
     Need::Program("busybox"),
     Need::Path("/proc/self/ns/net"),
 ];
+
+/// Who makes the cgroups of pods: `systemd`, or else axil itself.
+pub const CGROUP_DRIVER: &str = "AXIL_TEST_CGROUP_DRIVER";
 
 /// Labs of one process follow each other: the process tree is one of their oracles.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -189,7 +194,14 @@ impl Lab {
     /// The cgroup of a container in a pod that was given no cgroup parent, past the daemon.
     #[must_use]
     pub fn cgroup_of(&self, pod: &str, container: &str) -> Cgroup {
-        Cgroup(format!("{}/{pod}/{container}", self.ground.cgroup()))
+        let below = self.ground.cgroup();
+        Cgroup(match self.ground.slice() {
+            None => format!("{below}/{pod}/{container}"),
+            Some(slice) => {
+                let pods = slice.trim_end_matches(".slice");
+                format!("{below}/{pods}-{pod}.slice/axil-{container}.scope")
+            }
+        })
     }
 
     /// A path below the lab that nothing uses yet.
@@ -245,7 +257,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Claims a short directory below `/tmp` and the cgroup `/axil-<kind>-<pid>-<n>`.
+    /// Claims a short directory below `/tmp` and the cgroup `/axil-<kind>-<pid>-<n>`, or where
+    /// [`CGROUP_DRIVER`] says so a slice of such a name.
     ///
     /// # Errors
     /// When the directory cannot be created.
@@ -259,9 +272,16 @@ impl Ground {
         // Short: socket paths below it are limited to 107 bytes (unix(7)).
         let dir = PathBuf::from(format!("/tmp/axil-{unique}"));
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+        // A dash in the name of a slice is a level of the tree (systemd.slice(5)).
+        let cgroup = match env::var_os(CGROUP_DRIVER) {
+            Some(driver) if driver == "systemd" => {
+                format!("/axil_{}.slice", unique.replace('-', "_"))
+            }
+            _ => format!("/axil-{unique}"),
+        };
         Ok(Self {
             dir,
-            cgroup: format!("/axil-{unique}"),
+            cgroup,
             keep: false,
         })
     }
@@ -276,6 +296,13 @@ impl Ground {
     #[must_use]
     pub fn cgroup(&self) -> &str {
         &self.cgroup
+    }
+
+    /// That cgroup as a unit, where systemd makes the cgroups.
+    #[must_use]
+    pub fn slice(&self) -> Option<&str> {
+        let name = self.cgroup.trim_start_matches('/');
+        name.ends_with(".slice").then_some(name)
     }
 
     /// Leaves everything as it is when dropped.
@@ -307,6 +334,13 @@ impl Ground {
                 Path::new(mount),
                 MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
             );
+        }
+        if let Some(slice) = self.slice() {
+            // Ignored: a slice that was never started is not there; what is left is removed below.
+            let _ = Command::new("systemctl")
+                .args(["--quiet", "stop", slice])
+                .stderr(Stdio::null())
+                .status();
         }
         leakcheck::remove_cgroups(&self.cgroup);
         if let Err(error) = fs::remove_dir_all(&self.dir)

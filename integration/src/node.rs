@@ -438,13 +438,16 @@ fn configuration(ground: &Ground, metrics_port: u16, options: &NodeOptions) -> R
         .map(|d| d.display().to_string())
         .collect();
     plugin_dirs.extend(["/usr/lib/cni".to_owned(), "/opt/cni/bin".to_owned()]);
+    let (driver, parent) = match ground.slice() {
+        Some(slice) => ("systemd", slice),
+        None => ("cgroupfs", ground.cgroup()),
+    };
     let mut text = format!(
         "root = \"{dir}/root\"\nstate = \"{dir}/state\"\nlisten = \"unix://{dir}/axil.sock\"\n\
          [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n\
          [log]\nlevel = \"info,axild=debug\"\n\
-         [cgroups]\ndriver = \"cgroupfs\"\nparent = \"{}\"\n\
+         [cgroups]\ndriver = \"{driver}\"\nparent = \"{parent}\"\n\
          [cni]\nconf_dir = \"{dir}/net.d\"\nbin_dirs = {plugin_dirs:?}\n",
-        ground.cgroup()
     );
     if let Some(timeout) = options.plugin_timeout {
         text.push_str(&format!("plugin_timeout = \"{timeout}\"\n"));

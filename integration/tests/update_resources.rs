@@ -181,8 +181,8 @@ fn privileged_wrong_limits_are_refused_by_name() {
             l.memory_swap_limit_in_bytes = MIB;
         }),
         ("linux.oom_score_adj", |l| l.oom_score_adj = 1001),
-        ("linux.cpuset_cpus", |l| l.cpuset_cpus = "all".into()),
-        ("linux.cpuset_cpus", |l| l.cpuset_cpus = "99999".into()),
+        ("cpuset_cpus", |l| l.cpuset_cpus = "all".into()),
+        ("cpuset_cpus", |l| l.cpuset_cpus = "99999".into()),
         ("unified", |l| {
             l.unified.insert("cgroup.kill".into(), "1".into());
         }),

@@ -128,12 +128,14 @@ pub async fn update_container_resources(work: Work) -> Result<(), Failure> {
     }
 }
 
-/// The files of limits of both cgroup versions, and the field that is written to each.
-const FILES: [(&str, &str); 11] = [
+/// The files of limits of both cgroup versions, and the field that is written to each; runc, and `runc-lite` with it,
+/// tells of a limit of memory below what is used without the file.
+const FILES: [(&str, &str); 12] = [
     ("memory.memsw.limit_in_bytes", "memory_swap_limit_in_bytes"),
     ("memory.swap.max", "memory_swap_limit_in_bytes"),
     ("memory.limit_in_bytes", "memory_limit_in_bytes"),
     ("memory.max", "memory_limit_in_bytes"),
+    ("memory limit", "memory_limit_in_bytes"),
     ("cpuset.cpus", "cpuset_cpus"),
     ("cpuset.mems", "cpuset_mems"),
     ("cpu.cfs_quota_us", "cpu_quota"),
@@ -143,13 +145,16 @@ const FILES: [(&str, &str); 11] = [
     ("cpu.weight", "cpu_shares"),
 ];
 
-/// What the kernel says of a value that it does not take as `strerror(3)` and Rust have it, in lower case: no such
-/// value, out of range, not part of the parent's set, in use beyond it.
-const REFUSALS: [&str; 4] = [
+/// What the kernel says of a value that it does not take as `strerror(3)` of glibc and of musl have it, in lower case: no such
+/// value, out of range, not part of the parent's set, in use beyond it; and runc's words for the last.
+const REFUSALS: [&str; 7] = [
     "invalid argument",
     "numerical result out of range",
+    "result not representable",
     "permission denied",
     "resource busy",
+    "rejecting memory limit",
+    "unable to set memory limit",
 ];
 
 /// Runtimes say that the kernel did not take a value only in words. Such a value is wrong for this container as it
@@ -175,7 +180,7 @@ fn refusal(failure: Failure, wanted: &LinuxResources) -> Failure {
         _ => wanted.cpu_shares.to_string(),
     };
     let message = format!(
-        "linux.{field}: {value}: refused by the kernel: {}",
+        "linux.{field}: {value}: not possible now: {}",
         failure.message
     );
     Failure::new(Class::InvalidArgument, message)
@@ -268,6 +273,11 @@ mod tests {
         assert!(
             busy.message.starts_with("linux.memory_limit_in_bytes: 1: "),
             "{busy}"
+        );
+        let used = of("OCI runtime update failed: rejecting memory limit 1 < usage 4096");
+        assert!(
+            used.message.starts_with("linux.memory_limit_in_bytes: 1: "),
+            "{used}"
         );
         let cpus = of("write /c/cpuset.cpus: invalid argument");
         assert!(

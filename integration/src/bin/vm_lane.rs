@@ -36,7 +36,7 @@ struct Arguments {
     #[arg(long)]
     short: bool,
     /// Only the system tests about cgroups, on nodes of real binaries.
-    #[arg(long, conflicts_with_all = ["short", "driver"])]
+    #[arg(long, conflicts_with = "short")]
     nodes: bool,
     /// Only tests with this in their name; may be given again.
     #[arg(long, value_name = "TEXT")]
@@ -192,7 +192,7 @@ fn lane(arguments: &Arguments) -> Result<()> {
     match &arguments.run {
         Some(script) => run_script(&lane, arguments, script),
         None if arguments.only_power_cuts => cut_power(&lane, arguments.power_cuts, &scratch),
-        None if arguments.nodes => run_nodes(&lane, arguments, &scratch)?.check(),
+        None if arguments.nodes => run_nodes(&lane, arguments, &scratch),
         None => run_suites(&lane, arguments, &scratch),
     }
 }
@@ -269,21 +269,27 @@ fn run_suites(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Runs the system tests about cgroups, on nodes that make their cgroups themselves.
-fn run_nodes(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<Report> {
+/// Runs the system tests about cgroups, on nodes with each driver.
+fn run_nodes(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> {
     let nodes = Nodes::build(&arguments.filters())?;
-    let title = "nodes, cgroup v2";
-    out(format!("==> {title}: {} tests", nodes.names().len()));
-    let options = RunOptions {
-        driver: Driver::Cgroupfs,
-        jobs: arguments.jobs,
-        test_limit: Duration::from_secs(arguments.test_limit),
-    };
-    let limit = Duration::from_secs(arguments.limit);
-    let collected = lane.run("nodes", &nodes.payload(&options), Show::Progress, limit)?;
-    let report = nodes.report(title, &collected)?;
-    keep(&report, scratch, "nodes")?;
-    Ok(report)
+    let mut failures = Vec::new();
+    for driver in arguments.drivers() {
+        let title = format!("nodes, cgroup v2, {}", driver.name());
+        out(format!("==> {title}: {} tests", nodes.names().len()));
+        let options = RunOptions {
+            driver,
+            jobs: arguments.jobs,
+            test_limit: Duration::from_secs(arguments.test_limit),
+        };
+        let limit = Duration::from_secs(arguments.limit);
+        let name = format!("nodes-{}", driver.name());
+        let collected = lane.run(&name, &nodes.payload(&options), Show::Progress, limit)?;
+        let report = nodes.report(&title, &collected)?;
+        keep(&report, scratch, &name)?;
+        failures.extend(report.check().err().map(|error| format!("{error:#}")));
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
 }
 
 /// Prints a report and writes it beside the console.

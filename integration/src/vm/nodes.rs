@@ -9,10 +9,17 @@ use super::payload::Payload;
 use super::results::{self, Collected, Report};
 use super::suite::{RUNNER, RunOptions, list, nothing_left};
 use crate::binaries::{self, Binaries};
-use crate::eventually;
+use crate::{eventually, lab};
 
-/// Test files whose subject is what a node reads from and writes to cgroups.
-const TESTS: &[&str] = &["stats", "pod_metrics", "update_resources"];
+/// Test files whose subject is what a node reads from and writes to cgroups, and the lives of pods and containers
+/// in them.
+const TESTS: &[&str] = &[
+    "stats",
+    "pod_metrics",
+    "update_resources",
+    "pod_lifecycle",
+    "container_lifecycle",
+];
 
 /// How much slower than the machines that tests are written for an emulated guest may be.
 const SLOWNESS: u32 = 10;
@@ -67,11 +74,13 @@ impl Nodes {
             .collect();
         let script = format!(
             "mkdir node && mv axild containerd-shim-axil-v1 runc-lite node\n\
-             export JOBS={} LIMIT={} AXIL_TEST_REQUIRE=1 {}={SLOWNESS} {}=$PWD/node\n. ./suite",
+             export JOBS={} LIMIT={} AXIL_TEST_REQUIRE=1 {}={SLOWNESS} {}=$PWD/node {}={}\n. ./suite",
             options.jobs,
             options.test_limit.as_secs(),
             eventually::SLOWNESS,
             binaries::BIN_DIR,
+            lab::CGROUP_DRIVER,
+            options.driver.name(),
         );
         let payload = Payload::script(&script)
             .text("suite", RUNNER)

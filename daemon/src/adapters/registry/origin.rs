@@ -110,7 +110,8 @@ impl Target {
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         let valid = match bracketed {
             Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-            None => !host.is_empty(),
+            // Brackets are around an address alone (RFC 3986, section 3.2.2).
+            None => !host.is_empty() && !host.contains(['[', ']', ':']),
         };
         // `authority.port_u16()` is also `None` for a port that is no number.
         let port = match authority.as_str().get(authority.host().len()..) {
@@ -269,6 +270,9 @@ mod tests {
             "http://h:0/",
             "http://h:/",
             "http://[x]/",
+            "http://a[::1]b:80/",
+            "http://[::1]b/",
+            "http://a]/",
             "http://a b/",
         ] {
             assert!(base.join(bad).is_err(), "{bad:?} was accepted");

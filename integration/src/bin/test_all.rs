@@ -34,6 +34,11 @@ const PACKAGES: &[Package] = &[
     Package::new("crun", "crun", "another OCI runtime to compare with"),
     Package::new("runc", "runc", "another OCI runtime to compare with"),
     Package::new("podman", "podman", "an engine that drives runc-lite"),
+    Package::new(
+        "criu",
+        "criu",
+        "podman looks for it before it asks a runtime for a checkpoint",
+    ),
     Package::new("conmon", "conmon", "what CRI-O starts containers by"),
     Package::new("uidmap", "newuidmap", "podman as an ordinary user"),
     Package::new(

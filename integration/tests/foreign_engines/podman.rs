@@ -10,6 +10,7 @@ use axil_integration::guard::Need;
 const NEEDS: &[Need] = &[
     Need::Program("podman"),
     Need::Program("conmon"),
+    Need::Program("criu"),
     Need::Program("script"),
 ];
 

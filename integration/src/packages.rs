@@ -53,15 +53,34 @@ impl Package {
     }
 }
 
+/// How often apt is asked: a package may take the place of another that is needed too (Debian's qemu-system-x86
+/// that of a newer qemu-utils).
+const ROUNDS: usize = 3;
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors
-/// When apt is missing or fails.
+/// When apt is missing or fails, or something is missing all the same.
 pub fn install(packages: &[Package]) -> Result<()> {
-    let missing: Vec<_> = packages.iter().filter(|p| !p.is_installed()).collect();
-    if missing.is_empty() {
-        return Ok(());
+    for _ in 0..ROUNDS {
+        let missing = missing(packages);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install_all(&missing)?;
     }
+    let missing: Vec<_> = missing(packages).iter().map(|p| p.brings).collect();
+    if !missing.is_empty() {
+        bail!("missing also after apt-get install: {}", missing.join(" "));
+    }
+    Ok(())
+}
+
+fn missing(packages: &[Package]) -> Vec<&Package> {
+    packages.iter().filter(|p| !p.is_installed()).collect()
+}
+
+fn install_all(missing: &[&Package]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         let names: Vec<_> = missing.iter().map(|p| p.name).collect();
         bail!(
@@ -69,7 +88,7 @@ pub fn install(packages: &[Package]) -> Result<()> {
             names.join(" ")
         );
     }
-    for package in &missing {
+    for package in missing {
         say::out(format!("  installing {} — {}", package.name, package.why));
     }
     if find_program("apt-get").is_none() {

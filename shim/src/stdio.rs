@@ -267,7 +267,10 @@ impl ProcessIo {
                 self.pumps.push(pipe::spawn(reading()?, sink));
             }
             Target::CriLog(path) => {
-                let mut sources = LogSources::default();
+                let mut sources = LogSources {
+                    terminal: true,
+                    ..LogSources::default()
+                };
                 sources.add("stdout", path, reading()?)?;
                 self.log = sources.start();
             }
@@ -355,6 +358,8 @@ struct LogSources {
     /// Whether there is a log, and its file if it has one.
     log: Option<Option<LogFile>>,
     streams: [Option<AsyncFd<OwnedFd>>; 2],
+    /// Whether they are a terminal's.
+    terminal: bool,
 }
 
 impl LogSources {
@@ -390,7 +395,7 @@ impl LogSources {
     }
 
     fn start(self) -> Option<log_pump::LogPumpHandle> {
-        Some(log_pump::spawn(self.log?, self.streams))
+        Some(log_pump::spawn(self.log?, self.streams, self.terminal))
     }
 }
 

@@ -328,8 +328,9 @@ fn prepare<'a>(
     }
     let root = Root::of_this_process().map_err(|e| error_chain(&e))?;
     if let Some(socket) = console {
-        let (master, slave) =
-            rootfs::open_terminal(&root, request.plan.console_size).map_err(|e| error_chain(&e))?;
+        let size = request.plan.console_size;
+        let opened = rootfs::open_terminal(&root, size, request.console.is_relayed());
+        let (master, slave) = opened.map_err(|e| error_chain(&e))?;
         terminal::send_master(socket, master.as_fd())
             .and_then(|()| terminal::take_terminal(&slave))
             .map_err(|e| format!("cannot hand over the terminal: {e}"))?;

@@ -39,6 +39,8 @@ pub(super) struct Inheritance<'a> {
     pub(super) procfs: Option<&'a OwnedFd>,
     pub(super) gate: BorrowedFd<'a>,
     pub(super) console: Option<BorrowedFd<'a>>,
+    /// Whether that is the runtime, which copies.
+    pub(super) relayed: bool,
     /// First descriptor that is not meant for the program.
     pub(super) first_private_fd: u32,
 }
@@ -250,8 +252,9 @@ fn build_rootfs(
     };
     rootfs::make_devices(&root, &plan.devices, &plan.mounts, nodes).map_err(chain)?;
     if let Some(socket) = inheritance.console {
+        let size = plan.process.console_size;
         let (master, slave) =
-            rootfs::open_terminal(&root, plan.process.console_size).map_err(chain)?;
+            rootfs::open_terminal(&root, size, inheritance.relayed).map_err(chain)?;
         rootfs::bind_console(&root, &slave).map_err(chain)?;
         terminal::send_master(socket, master.as_fd())
             .and_then(|()| terminal::take_terminal(&slave))

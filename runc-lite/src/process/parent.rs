@@ -196,6 +196,7 @@ fn make(
         procfs: procfs.as_ref(),
         gate: gate.as_fd(),
         console: console.as_ref().map(AsFd::as_fd),
+        relayed: request.console.is_relayed(),
         first_private_fd: 3 + request.preserve_fds,
     };
     let Birth {

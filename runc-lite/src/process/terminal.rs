@@ -25,6 +25,11 @@ pub enum Console<'a> {
 }
 
 impl Console<'_> {
+    /// Whether the runtime copies what comes out of the terminal.
+    pub(super) fn is_relayed(self) -> bool {
+        matches!(self, Console::Runtime(_))
+    }
+
     /// Checks that a process with or without a terminal goes with it.
     ///
     /// # Errors

@@ -211,13 +211,15 @@ fn make_links(dev: &OwnedFd) -> Result<(), RootfsError> {
 }
 
 /// Opens a new terminal on the container's own devpts: master and the slave, which is never looked up
-/// by name (CVE-2025-52565).
+/// by name (CVE-2025-52565). `relayed` says that the runtime copies what is written itself; other receivers of the
+/// master choose the modes they want.
 ///
 /// # Errors
 /// [`RootfsError::Unsafe`] when /dev/pts is no devpts.
 pub fn open_terminal(
     root: &Root,
     size: Option<(u16, u16)>,
+    relayed: bool,
 ) -> Result<(OwnedFd, OwnedFd), RootfsError> {
     let path = "/dev/pts/ptmx";
     let fail = |operation, errno: Errno| io_error(operation, path, errno);
@@ -236,11 +238,13 @@ pub fn open_terminal(
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave =
         rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(|e| fail("open the peer of", e))?;
-    // Newlines reach the caller as the program wrote them.
-    let mut modes = rustix::termios::tcgetattr(&slave).map_err(|e| fail("read modes of", e))?;
-    modes.output_modes.remove(OutputModes::ONLCR);
-    rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes)
-        .map_err(|e| fail("set modes of", e))?;
+    if relayed {
+        // Newlines reach the caller as the program wrote them: its own terminal adds the return, a file has none.
+        let mut modes = rustix::termios::tcgetattr(&slave).map_err(|e| fail("read modes of", e))?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes)
+            .map_err(|e| fail("set modes of", e))?;
+    }
     if let Some((rows, columns)) = size {
         let size = Winsize {
             ws_row: rows,

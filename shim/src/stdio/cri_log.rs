@@ -30,6 +30,8 @@ impl Stream {
 #[derive(Debug)]
 pub struct LineEncoder {
     stream: Stream,
+    /// Whether lines end in a carriage return and a newline.
+    terminal: bool,
     pending: Vec<u8>,
 }
 
@@ -39,8 +41,17 @@ impl LineEncoder {
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,
+            terminal: false,
             pending: Vec::new(),
         }
+    }
+
+    /// Of a terminal, which puts a carriage return before each newline (`ONLCR`, termios(3)): it is no part of the
+    /// line.
+    #[must_use]
+    pub fn of_terminal(mut self, terminal: bool) -> Self {
+        self.terminal = terminal;
+        self
     }
 
     /// Appends the entries of `input`, stamped `time`, to `out`, until `out` has `limit` bytes or
@@ -59,7 +70,7 @@ impl LineEncoder {
             // One byte more than there is room for: a line of exactly one piece is one full entry.
             let window = &rest[..rest.len().min(room + 1)];
             if let Some(end) = window.iter().position(|b| *b == b'\n') {
-                self.entry(time, b'F', &rest[..end], out);
+                self.line(time, &rest[..end], out);
                 taken += end + 1;
             } else if rest.len() > room {
                 self.entry(time, b'P', &rest[..room], out);
@@ -77,6 +88,21 @@ impl LineEncoder {
         if !self.pending.is_empty() {
             self.entry(time, b'P', &[], out);
         }
+    }
+
+    /// Appends the entry of a line that ends with `text`.
+    fn line(&mut self, time: &[u8; RFC3339_LENGTH], text: &[u8], out: &mut Vec<u8>) {
+        let mut text = text;
+        if self.terminal {
+            match text.strip_suffix(b"\r") {
+                Some(shorter) => text = shorter,
+                None if text.is_empty() && self.pending.last() == Some(&b'\r') => {
+                    self.pending.pop();
+                }
+                None => {}
+            }
+        }
+        self.entry(time, b'F', text, out);
     }
 
     /// Appends the entry of what is held back and `text`.
@@ -153,6 +179,22 @@ mod tests {
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expect);
         assert_eq!(encode(&[]), b"");
+    }
+
+    #[test]
+    fn the_returns_of_a_terminal_are_no_part_of_its_lines() {
+        let lines = |chunks: &[&[u8]]| {
+            let mut encoder = LineEncoder::new(Stream::Stdout).of_terminal(true);
+            let mut out = Vec::new();
+            for chunk in chunks {
+                encoder.encode(chunk, TIME, &mut out, usize::MAX);
+            }
+            String::from_utf8(decode(&out, "stdout").0).unwrap()
+        };
+        assert_eq!(lines(&[b"one\r\ntwo\r", b"\n\r\n"]), "one\ntwo\n\n");
+        // Others are the program's own.
+        assert_eq!(lines(&[b"10%\r20%\r\r\nx\n"]), "10%\r20%\r\nx\n");
+        assert_eq!(decode(&encode(&[b"a\r\n"]), "stdout").0, b"a\r\n");
     }
 
     #[test]

@@ -86,15 +86,19 @@ impl LogPumpHandle {
     }
 }
 
-/// Starts copying `streams`, stdout and stderr, to `file`, or to nowhere but attached clients.
-pub fn spawn(file: Option<LogFile>, streams: [Option<AsyncFd<OwnedFd>>; 2]) -> LogPumpHandle {
+/// Starts copying `streams`, stdout and stderr or a terminal, to `file`, or to nowhere but attached clients.
+pub fn spawn(
+    file: Option<LogFile>,
+    streams: [Option<AsyncFd<OwnedFd>>; 2],
+    terminal: bool,
+) -> LogPumpHandle {
     let (sender, receiver) = mpsc::channel(COMMANDS);
     let pump = LogPump {
         file,
         taps: Taps::default(),
         streams,
         encoders: [
-            LineEncoder::new(Stream::Stdout),
+            LineEncoder::new(Stream::Stdout).of_terminal(terminal),
             LineEncoder::new(Stream::Stderr),
         ],
         input: Vec::new(),

@@ -12,6 +12,7 @@ use axil_integration::node::{Node, Pod};
 use axil_integration::streaming::{
     Channel, Ended, Event, Remote, Streams, WebSocket, Wire, request, upgrade,
 };
+use axil_proto::cri::ContainerState;
 use tonic::Code;
 
 /// A node with one pod and one idle container.
@@ -258,6 +259,11 @@ fn privileged_requests_that_cannot_be_are_refused_by_field() {
             "stderr",
         ),
         (
+            exec(&id, &[""], false, true, true),
+            Code::InvalidArgument,
+            "cmd [\"\"]",
+        ),
+        (
             exec(&id, &["a"], false, false, false),
             Code::InvalidArgument,
             "stdin",
@@ -419,6 +425,68 @@ fn privileged_stdin_once_ends_with_the_first_client() {
         }
         assert_eq!(node.exit_of(&id).exit_code, 4, "{name}");
     }
+    lab.close(node);
+}
+
+#[test]
+fn privileged_a_client_leaves_by_the_end_of_its_input() {
+    let Some(lab) = Lab::open() else { return };
+    let (node, image) = lab.node_with_busybox();
+    let pod = node.up(&lab.pod("leave")).unwrap();
+    for (tty, once) in [(false, false), (true, false), (true, true)] {
+        let name = format!("c-{tty}-{once}");
+        let container = ContainerBuilder::new(&name, &image)
+            .shell("while read line; do echo got $line; done; sleep 300")
+            .with(|config| {
+                (config.stdin, config.stdin_once, config.tty) = (true, once, tty);
+            });
+        let id = node.run_in(&pod, &container).unwrap();
+        let streams = if tty { TERMINAL } else { INPUT };
+        for wire in Wire::ALL.into_iter().take(if once { 1 } else { 2 }) {
+            let mut remote = attach(&node, &id, wire, streams);
+            remote.sender.send(Channel::Stdin, b"word\n").unwrap();
+            remote.sender.end_stdin().unwrap();
+            let ended = remote.finish().unwrap();
+            assert!(
+                ended.text().contains("got word"),
+                "{name} {wire:?}: {ended:?}"
+            );
+            assert_eq!(ended.status["status"], "Success", "{name} {wire:?}");
+        }
+        let status = node.container_status(&id).unwrap();
+        assert_eq!(status.state(), ContainerState::ContainerRunning, "{name}");
+    }
+    lab.close(node);
+}
+
+#[test]
+fn privileged_a_terminal_returns_to_the_margin_and_its_log_does_not() {
+    let Some(lab) = Lab::open() else { return };
+    let (node, image) = lab.node_with_busybox();
+    let pod = node.up(&lab.pod("lines")).unwrap();
+    let container = ContainerBuilder::new("c", &image)
+        .shell("read go; printf 'one\\ntwo\\n'; sleep 300")
+        .with(|config| {
+            (config.stdin, config.tty) = (true, true);
+        });
+    let id = node.run_in(&pod, &container).unwrap();
+    for wire in Wire::ALL {
+        let ended = exec(&node, &id, wire, TERMINAL, "printf 'a\\nb\\n'").finish();
+        assert_eq!(ended.unwrap().stdout, b"a\r\nb\r\n", "{wire:?}");
+    }
+    let mut remote = attach(&node, &id, Wire::Spdy, TERMINAL);
+    remote.sender.send(Channel::Stdin, b"go\n").unwrap();
+    remote.receiver.until("one\r\ntwo\r\n").unwrap();
+    remote.reset().unwrap();
+    let log = eventually("the log has it", || {
+        let log = node.log_of(&pod, "c");
+        log.contains("two").then_some(log)
+    });
+    assert!(!log.contains('\r'), "{log:?}");
+    assert!(
+        log.contains(" F one\n") && log.contains(" F two\n"),
+        "{log:?}"
+    );
     lab.close(node);
 }
 

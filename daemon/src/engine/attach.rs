@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::create_container::STDIN;
 use super::exec::follow_size;
-use super::fifos::{self, Fifo, pass_input, pass_output};
+use super::fifos::{self, Fifo, InputEnd, pass_input, pass_output};
 use super::session::{Session, StreamsAsked, is_gone};
 use super::views::ContainerView;
 use super::{Engine, pods};
@@ -21,6 +21,9 @@ use crate::ports::AttachPlan;
 
 /// How long the exit of a container may take to be known after its output has ended.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long a client whose input has ended still sees what comes of it.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What an Attach asked for.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +47,9 @@ impl Engine {
         self.running(&options.container).map(|_| ())
     }
 
-    /// Stays with a container until it exits or the client is gone. A client that does not keep up is let go.
+    /// Stays with a container until it exits, the client is gone, or its input has ended: who types at a container
+    /// leaves it by that (the detach keys of kubectl and crictl do no more), unless it is the one input the container
+    /// gets. A client that does not keep up is let go.
     ///
     /// # Errors
     /// The container does not run any more, the client did not keep up, or the shim's failure.
@@ -84,9 +89,13 @@ impl Engine {
         };
         let input = async {
             if let (Some(writer), Some(stdin)) = (writer, stdin.as_mut()) {
-                pass_input(writer, stdin).await;
+                let end = pass_input(writer, stdin).await;
+                if end == InputEnd::Client && (!once || view.record.spec.tty) {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    return;
+                }
                 if once {
-                    // The first client's input is all there will be.
+                    // The first client's input is all there will be; what comes of it is still to be seen.
                     close_stdin(shim.as_ref(), &view).await;
                 }
             }
@@ -104,7 +113,7 @@ impl Engine {
                 let settled = tokio::time::timeout(SETTLE, waiting).await;
                 return settled.unwrap_or_else(|_| Err(too_slow(&view)));
             }
-            () = input => unreachable!("input never ends the session"),
+            () = input => Ok(()),
             () = follow_size(shim.as_ref(), &view.id, None, resize) => {
                 unreachable!("sizes never end the session")
             }

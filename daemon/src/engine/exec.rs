@@ -7,7 +7,7 @@ use axil_proto::ids::{ContainerId, ExecId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::exec_sync::{exec_oom_score, exec_process};
+use super::exec_sync::{check_command, exec_oom_score, exec_process};
 use super::fifos::{Fifo, pass_input, pass_output};
 use super::session::{Session, StreamsAsked, TerminalSize, is_gone};
 use super::{Engine, Shared, pods};
@@ -36,9 +36,7 @@ impl Engine {
     /// `NotFound`, `FailedPrecondition` when the container does not run, `InvalidArgument` for an empty
     /// command or impossible streams.
     pub fn check_exec(&self, options: &ExecOptions) -> Result<(), Failure> {
-        if options.command.is_empty() {
-            return Err(Failure::invalid("cmd", &options.command, "is empty"));
-        }
+        check_command(&options.command)?;
         options.streams.check()?;
         self.running(&options.container).map(|_| ())
     }
@@ -159,7 +157,7 @@ impl Running<'_> {
         let work = async { tokio::join!(waiting, pass(out), pass(err)).0 };
         let input = async {
             if let (Some(writer), Some(stdin)) = (writer, stdin.as_mut()) {
-                pass_input(writer, stdin).await;
+                let _end = pass_input(writer, stdin).await;
                 // Ignored: an exec that has ended has no input to close.
                 let _ended = self.shim.close_stdin(self.container, Some(self.exec)).await;
             }

@@ -70,9 +70,7 @@ impl Engine {
         command: Vec<String>,
         timeout: Duration,
     ) -> Result<ExecOutput, Failure> {
-        if command.is_empty() {
-            return Err(Failure::invalid("cmd", &command, "is empty"));
-        }
+        check_command(&command)?;
         let (view, shim) = self.running(id)?;
         let shared = Arc::clone(&self.shared);
         let work = async move {
@@ -96,6 +94,20 @@ impl Engine {
             Ok(result) => result,
             Err(error) => Err(Failure::internal("ExecSync", &error)),
         }
+    }
+}
+
+/// Checks that a command names a program.
+///
+/// # Errors
+/// `InvalidArgument` for a command without one.
+pub(super) fn check_command(command: &[String]) -> Result<(), Failure> {
+    match command.first() {
+        None => Err(Failure::invalid("cmd", command, "is empty")),
+        Some(program) if program.is_empty() => {
+            Err(Failure::invalid("cmd", command, "names no program"))
+        }
+        Some(_) => Ok(()),
     }
 }
 

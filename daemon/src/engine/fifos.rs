@@ -112,14 +112,27 @@ pub(super) async fn pass_output(
     }
 }
 
+/// Whose end of an input came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InputEnd {
+    /// The client has no more.
+    Client,
+    /// Nobody reads it.
+    Process,
+}
+
 /// Passes input on until the client has no more, or nobody reads.
-pub(super) async fn pass_input(mut fifo: pipe::Sender, input: &mut mpsc::Receiver<Bytes>) {
+pub(super) async fn pass_input(
+    mut fifo: pipe::Sender,
+    input: &mut mpsc::Receiver<Bytes>,
+) -> InputEnd {
     while let Some(bytes) = input.recv().await {
         if let Err(error) = fifo.write_all(&bytes).await {
             tracing::debug!(error = %error, "write a FIFO");
-            return;
+            return InputEnd::Process;
         }
     }
+    InputEnd::Client
 }
 
 #[cfg(test)]

@@ -164,6 +164,7 @@ impl PodDriver {
             spec: Arc::unwrap_or_clone(spec),
             phase: PodPhase::Starting,
             resources: PodResources::default(),
+            selinux_level: None,
             timeline: crate::domain::timeline::Timeline::default(),
         };
         Self::with_record(shared, id, record, None)
@@ -236,9 +237,11 @@ impl PodDriver {
 
     /// Drives the pod until it is removed.
     pub fn spawn(self, commands: mpsc::Receiver<Command>) {
-        let span = tracing::info_span!("pod", "pod.id" = %self.id);
-        let work = tracing::Instrument::instrument(self.drive(commands), span);
-        spawn::spawn("pod driver", work);
+        // Without the span of the call that made it: other calls follow.
+        let span = tracing::info_span!(parent: None, "pod", "pod.id" = %self.id);
+        let entered = span.enter();
+        spawn::spawn("pod driver", self.drive(commands));
+        drop(entered);
     }
 
     async fn drive(mut self, mut commands: mpsc::Receiver<Command>) {

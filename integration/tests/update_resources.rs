@@ -1,6 +1,8 @@
 //! UpdateContainerResources and its kin: limits change while the container runs, all or none, and stay changed.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
+
 use axil_integration::build::ContainerBuilder;
 use axil_integration::eventually::eventually;
 use axil_integration::kernel::{Cgroup, Place};
@@ -145,14 +147,21 @@ fn privileged_what_the_kernel_refuses_changes_nothing() {
     });
     let cgroup = lab.cgroup_of(&pod.id, &id);
     let before = told(&node, &id);
+    // A limit below what is used: cgroup v1 refuses it, v2 takes it and makes room, by ending processes if need be.
+    let v1 = Path::new("/sys/fs/cgroup/memory").exists();
     let change = linux(|l| {
         l.cpu_quota = 10_000;
         l.oom_score_adj = 700;
-        l.memory_limit_in_bytes = 4 * MIB;
-        l.memory_swap_limit_in_bytes = 4 * MIB;
+        if v1 {
+            l.memory_limit_in_bytes = 4 * MIB;
+            l.memory_swap_limit_in_bytes = 4 * MIB;
+        } else {
+            l.cpuset_cpus = "1000".to_owned();
+        }
     });
     let refused = node.update(&id, change).unwrap_err();
-    assert!(refused.message().contains("linux.memory_"), "{refused}");
+    let named = if v1 { "linux.memory_" } else { "cpuset_cpus" };
+    assert!(refused.message().contains(named), "{refused}");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert_eq!(told(&node, &id), before);
     assert_eq!(cgroup.number(LIMIT), u64::try_from(64 * MIB).ok());

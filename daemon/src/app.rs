@@ -32,9 +32,11 @@ use crate::config::{Config, LayerBounds};
 use crate::control;
 use crate::cri::streaming::{self, Streaming};
 use crate::cri::{Deadline, ImageCalls, RuntimeCalls};
+use crate::domain::container::oci::HostFacts;
 use crate::engine::images::{Images, PullOptions};
 use crate::engine::spawn::spawn;
 use crate::engine::{Bounds, Engine, Ports, Shared};
+use crate::host::apparmor;
 use crate::metrics::{self, Metrics};
 
 mod runtimes;
@@ -73,7 +75,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let binaries = Binaries::find(&config)?;
     let features = binaries.features().await;
-    let (engine, shared) = build(&config, &metrics, binaries, &features)?;
+    let mut host = crate::host::facts();
+    host.apparmor_default = apparmor::load_default(host.apparmor).await;
+    let (engine, shared) = build(&config, &metrics, binaries, &features, host)?;
     engine.images.load().await.context("load images")?;
     let pods = engine.recover().await.context("recover pods")?;
 
@@ -221,6 +225,7 @@ fn build(
     metrics: &Arc<Metrics>,
     binaries: Binaries,
     features: &Features,
+    mut host: HostFacts,
 ) -> anyhow::Result<(Engine, Arc<Shared>)> {
     let store = open_store(config)?;
     let records = Arc::new(RecordFiles::open(&config.root)?);
@@ -230,7 +235,6 @@ fn build(
         shim: binaries.shim,
         sockets,
     });
-    let mut host = crate::host::facts();
     let (no_user_namespaces, maps_ids) = user_namespaces(&store);
     host.no_user_namespaces = no_user_namespaces;
     let handlers = handlers(config, &binaries.runtimes, &host, features, &store)?;

@@ -10,5 +10,6 @@ pub mod image;
 pub mod pod;
 pub mod resources;
 pub mod runtime_handler;
+pub mod selinux;
 pub mod timeline;
 pub mod usage;

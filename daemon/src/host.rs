@@ -12,7 +12,9 @@ use crate::domain::container::spec::{DeviceSpec, MountSpec};
 use crate::domain::failure::{Class, Failure};
 use crate::engine::spawn::blocking;
 
+pub mod apparmor;
 pub mod cdi;
+pub mod selinux;
 
 /// Names of the capabilities by number (capabilities(7), include/uapi/linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
@@ -102,6 +104,7 @@ pub fn facts() -> HostFacts {
         apparmor: read_small("/sys/module/apparmor/parameters/enabled")
             .is_some_and(|text| text.starts_with('Y')),
         apparmor_default: None,
+        selinux: selinux::facts(),
         // Known when the OCI runtime was asked as well.
         recursive_read_only: kernel_at_least(5, 12),
         no_user_namespaces: None,

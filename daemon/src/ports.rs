@@ -24,6 +24,7 @@ use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::PodSpec;
 use crate::domain::pod::user_namespace::IdMappings;
 use crate::domain::runtime_handler::HandlerSnapshotter;
+use crate::domain::selinux::Labels;
 
 /// Result of a port call.
 pub type Answer<T> = Result<T, Failure>;
@@ -113,7 +114,12 @@ pub struct Attached {
 #[async_trait]
 pub trait PodFiles: Send + Sync {
     /// Makes the pod's run-time directory and what its containers share.
-    async fn prepare(&self, pod: &PodId, spec: &PodSpec) -> Answer<PodPaths>;
+    async fn prepare(
+        &self,
+        pod: &PodId,
+        spec: &PodSpec,
+        labels: Option<&Labels>,
+    ) -> Answer<PodPaths>;
     /// Where they are, whether or not they exist.
     fn paths(&self, pod: &PodId, spec: &PodSpec) -> PodPaths;
     /// Writes the OCI document of the sandbox process into the sandbox bundle, and makes a root for it.
@@ -183,6 +189,8 @@ pub struct RootfsPlan {
     pub users: Option<Users>,
     /// How it is made; none is the store's way.
     pub snapshotter: Option<HandlerSnapshotter>,
+    /// SELinux context of its files; none leaves them as they are.
+    pub label: Option<String>,
 }
 
 /// An image to be mounted for a container.
@@ -198,6 +206,8 @@ pub struct VolumePlan {
     pub users: Option<Users>,
     /// As for the root file system.
     pub snapshotter: Option<HandlerSnapshotter>,
+    /// SELinux context of its files.
+    pub label: Option<String>,
 }
 
 /// The users and groups of a pod's user namespace.

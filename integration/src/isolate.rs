@@ -12,7 +12,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::children;
 
-const CGROUPS: &str = "/sys/fs/cgroup";
+/// Mounts below `/sys` that are needed inside; the others are there with security modules only.
+const KEPT: [&str; 3] = ["/sys/fs/cgroup", "/sys/kernel/security", "/sys/fs/selinux"];
 
 /// Moves the calling thread into new mount and network namespaces fit to run a node in.
 ///
@@ -56,21 +57,37 @@ fn propagate(how: MsFlags) -> Result<()> {
     .with_context(|| format!("make the root {how:?}"))
 }
 
-/// Replaces `/sys`, which still shows the old network namespace, and puts the cgroup mounts back.
+/// Replaces `/sys`, which still shows the old network namespace, and puts the other mounts below it back.
 fn refresh_sysfs() -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
-    let cgroups = open_tree(rustix::fs::CWD, CGROUPS, flags).context("clone the cgroup mounts")?;
+    let mut kept = Vec::new();
+    for path in KEPT.iter().copied().filter(|path| is_mount_point(path)) {
+        let tree = open_tree(rustix::fs::CWD, path, flags);
+        kept.push((
+            path,
+            tree.with_context(|| format!("clone the mounts at {path}"))?,
+        ));
+    }
     umount2("/sys", MntFlags::MNT_DETACH).context("unmount the old /sys")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("sysfs"), "/sys", Some("sysfs"), flags, None::<&str>).context("mount a new /sys")?;
-    move_mount(
-        &cgroups,
-        "",
-        rustix::fs::CWD,
-        CGROUPS,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .context("put the cgroup mounts back")
+    for (path, tree) in kept {
+        move_mount(
+            &tree,
+            "",
+            rustix::fs::CWD,
+            path,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .with_context(|| format!("put the mounts at {path} back"))?;
+    }
+    Ok(())
+}
+
+fn is_mount_point(path: &str) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.any(|point| point == path)
 }

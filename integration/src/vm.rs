@@ -1,4 +1,4 @@
-//! The VM lane: a small Debian with systemd on cgroup v2 alone and with AppArmor, booted by qemu for the tests
+//! The VM lane: a small Debian with systemd on cgroup v2 alone and with AppArmor or SELinux, booted by qemu for the tests
 //! this machine's kernel cannot run, and for power cuts.
 //!
 //! ```text
@@ -36,7 +36,7 @@ pub mod results;
 pub mod store;
 pub mod suite;
 
-use boot::{Accelerator, Disk, Machine, Resources, Show};
+use boot::{Accelerator, Disk, Machine, Resources, SecurityModule, Show};
 use image::Image;
 use payload::Payload;
 
@@ -81,6 +81,8 @@ pub struct LaneOptions {
     pub accelerator: Option<Accelerator>,
     /// Memory and processors of the guest.
     pub resources: Resources,
+    /// Its security module.
+    pub module: SecurityModule,
 }
 
 impl LaneOptions {
@@ -98,6 +100,7 @@ impl LaneOptions {
                 .join("axil/vm"),
             accelerator: None,
             resources: Resources::default(),
+            module: SecurityModule::default(),
         })
     }
 }
@@ -117,6 +120,7 @@ pub struct Lane {
     image: Image,
     accelerator: Accelerator,
     resources: Resources,
+    module: SecurityModule,
     scratch: PathBuf,
     phases: Vec<Phase>,
 }
@@ -157,6 +161,7 @@ impl Lane {
             image,
             accelerator,
             resources: options.resources,
+            module: options.module,
             scratch: scratch.to_owned(),
             phases,
         })
@@ -166,6 +171,12 @@ impl Lane {
     #[must_use]
     pub fn accelerator(&self) -> Accelerator {
         self.accelerator
+    }
+
+    /// The security module of guests.
+    #[must_use]
+    pub fn module(&self) -> SecurityModule {
+        self.module
     }
 
     /// The image guests start from.
@@ -201,6 +212,7 @@ impl Lane {
                 image: &self.image,
                 accelerator: self.accelerator,
                 resources: self.resources,
+                module: self.module,
             },
             disk,
             payload,

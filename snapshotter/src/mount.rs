@@ -221,7 +221,8 @@ impl<'a> Overlay<'a> {
                 Some(("upperdir", value)) => out.upper = Some(value),
                 Some(("workdir", value)) => out.work = Some(value),
                 Some((
-                    key @ ("index" | "xino" | "metacopy" | "redirect_dir" | "nfs_export"),
+                    key @ ("index" | "xino" | "metacopy" | "redirect_dir" | "nfs_export"
+                    | "context"),
                     value,
                 )) => {
                     out.values.push((key, value));
@@ -263,11 +264,11 @@ impl<'a> Overlay<'a> {
     /// All options in the notation of mount(2).
     fn data(&self) -> String {
         let mut parts: Vec<String> = self.flags.iter().map(ToString::to_string).collect();
-        parts.extend(
-            self.values
-                .iter()
-                .map(|(key, value)| format!("{key}={value}")),
-        );
+        parts.extend(self.values.iter().map(|(key, value)| match *key {
+            // Categories of SELinux have commas between them.
+            "context" => format!("{key}=\"{value}\""),
+            _ => format!("{key}={value}"),
+        }));
         parts.push(format!("lowerdir={}", self.lowers.join(":")));
         parts.extend(self.upper.map(|dir| format!("upperdir={dir}")));
         parts.extend(self.work.map(|dir| format!("workdir={dir}")));

@@ -22,7 +22,9 @@ use serde::Deserialize;
 use super::durable::make_private_dir;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::pod::spec::{NamespaceMode, PodSpec};
+use crate::domain::selinux::Labels;
 use crate::engine::spawn::blocking;
+use crate::host::selinux::relabel_tree;
 use crate::ports::{Answer, PodFiles, PodPaths, TaskExit};
 
 /// Size of a pod's /dev/shm, as the field has it.
@@ -57,10 +59,19 @@ impl RunFiles {
 
 #[async_trait]
 impl PodFiles for RunFiles {
-    async fn prepare(&self, pod: &PodId, spec: &PodSpec) -> Answer<PodPaths> {
+    async fn prepare(
+        &self,
+        pod: &PodId,
+        spec: &PodSpec,
+        labels: Option<&Labels>,
+    ) -> Answer<PodPaths> {
         let paths = self.paths(pod, spec);
         let (dir, spec, made) = (self.dir(pod), spec.clone(), paths.clone());
-        blocking("make a pod's files", move || prepare(&dir, &spec, &made)).await?;
+        let labels = labels.cloned();
+        blocking("make a pod's files", move || {
+            prepare(&dir, &spec, labels.as_ref(), &made)
+        })
+        .await?;
         Ok(paths)
     }
 
@@ -144,7 +155,7 @@ impl PodFiles for RunFiles {
     }
 }
 
-fn prepare(dir: &Path, spec: &PodSpec, paths: &PodPaths) -> Answer<()> {
+fn prepare(dir: &Path, spec: &PodSpec, labels: Option<&Labels>, paths: &PodPaths) -> Answer<()> {
     make_private_dir(dir)?;
     make_private_dir(&paths.sandbox_bundle)?;
     make_private_dir(&dir.join("containers"))?;
@@ -155,7 +166,11 @@ fn prepare(dir: &Path, spec: &PodSpec, paths: &PodPaths) -> Answer<()> {
     if paths.shm.starts_with(dir) {
         make_private_dir(&paths.shm)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let options = format!("mode=1777,size={SHM_SIZE}");
+        let mut options = format!("mode=1777,size={SHM_SIZE}");
+        if let Some(labels) = labels {
+            // In quotes, because of the commas between categories.
+            options.push_str(&format!(",context=\"{}\"", labels.file));
+        }
         mount(
             Some("shm"),
             &paths.shm,
@@ -177,8 +192,14 @@ fn prepare(dir: &Path, spec: &PodSpec, paths: &PodPaths) -> Answer<()> {
         Some(&paths.shm),
     ];
     let own = |path: &&PathBuf| path.starts_with(dir);
-    let mut shared = shared.into_iter().flatten().filter(own);
-    shared.try_for_each(|path| give_to_root_of(spec, path))
+    for path in shared.into_iter().flatten().filter(own) {
+        give_to_root_of(spec, path)?;
+        // Containers of one pod may have levels of their own.
+        if let Some(labels) = labels.filter(|_| *path != paths.shm) {
+            relabel_tree(path, &labels.shared)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a file to the root user of the pod's user namespace, if it has one: in there it would be nobody's

@@ -19,6 +19,7 @@ use crate::domain::failure::{Class, Failure, chain};
 use crate::domain::pod::user_namespace::IdMapping;
 use crate::domain::runtime_handler::HandlerSnapshotter;
 use crate::engine::spawn::blocking;
+use crate::host::selinux::relabel_tree;
 use crate::ports::{Answer, Rootfs, RootfsPlan, UserFiles, Users, VolumePlan};
 
 /// Largest /etc/passwd or /etc/group read, in bytes (containerd's bound).
@@ -97,6 +98,7 @@ impl OverlayRootfs {
             .store
             .prepare_by(choice(by), id.as_str(), chain.as_ref(), owners)
             .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
+        let mounts = labelled(mounts, plan.label.as_deref())?;
         self.mount(&mounts, target, plan.users.as_ref(), by)
     }
 
@@ -114,6 +116,7 @@ impl OverlayRootfs {
             .store
             .view_by(choice(by), &key, chain.as_ref(), owners)
             .map_err(|e| Failure::new(class(e.class()), self::chain(&e)))?;
+        let mounts = labelled(mounts, volume.label.as_deref())?;
         self.mount(&mounts, &place, users, by)?;
         if volume.sub_path.is_empty() {
             return Ok(place);
@@ -158,6 +161,22 @@ impl OverlayRootfs {
         }
         Ok(())
     }
+}
+
+/// The same mounts with a context for all files on them: an overlay shows it, whatever its layers have; what is bound
+/// is the container's own and has it from now on.
+fn labelled(mut mounts: Vec<Mount>, context: Option<&str>) -> Answer<Vec<Mount>> {
+    let Some(context) = context else {
+        return Ok(mounts);
+    };
+    for mount in &mut mounts {
+        if mount.kind == "overlay" {
+            mount.options.push(format!("context={context}"));
+        } else {
+            relabel_tree(Path::new(&mount.source), context)?;
+        }
+    }
+    Ok(mounts)
 }
 
 /// The snapshotter of a handler, or the store's.

@@ -17,6 +17,7 @@ use crate::domain::failure::{Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::record::PodRecord;
 use crate::domain::pod::spec::{NamespaceMode, PodSpec, SecurityProfile};
+use crate::domain::selinux::Labels;
 use crate::ports::{RootfsPlan, Shim, TaskPlan, Users, VolumePlan};
 
 /// The FIFO of a container's standard input, in its bundle; lasting, so that clients may attach one after the
@@ -89,6 +90,8 @@ async fn sequence<'a>(
     record.stop_signal = oci::stop_signal(spec.stop_signal, image.config.stop_signal.as_deref())
         .map_err(Failure::from)?;
 
+    let labels = labels(work, handler).await?;
+
     // Before anything is made: which devices there are changes while the daemon runs.
     let dirs = &shared.cdi_spec_dirs;
     let injection = crate::host::cdi::inject(dirs, &spec.cdi_devices).await?;
@@ -109,17 +112,30 @@ async fn sequence<'a>(
         chain: image.chain.clone(),
         users: users(work),
         snapshotter: handler.snapshotter,
+        label: labels.as_ref().map(|labels| labels.file.clone()),
     };
     let prepare = ports.rootfs.prepare(id, &plan, &rootfs);
     steps.run_undo("rootfs", prepare, undo).await?;
 
     // Undone with the root file system.
     let volumes = steps
-        .run("volumes", mount_volumes(work, handler, &bundle))
+        .run(
+            "volumes",
+            mount_volumes(work, handler, labels.as_ref(), &bundle),
+        )
         .await?;
 
     let document = async {
-        let (document, user) = document(work, handler, &rootfs, &volumes, &injection).await?;
+        let (document, user) = document(
+            work,
+            handler,
+            &rootfs,
+            &volumes,
+            labels.as_ref(),
+            &injection,
+        )
+        .await?;
+        relabel_volumes(&spec, labels.as_ref()).await?;
         ports.files.write_document(&bundle, document).await?;
         Ok(user)
     };
@@ -157,6 +173,30 @@ async fn sequence<'a>(
         .await
 }
 
+/// The container's SELinux contexts: of its own options or else the pod's, at the pod's level.
+async fn labels(work: &Work, handler: &Handler) -> Result<Option<Labels>, Failure> {
+    let (own, pod) = (&work.record.spec.security, &work.pod_record);
+    let options = own.selinux.as_ref().or(pod.spec.security.selinux.as_ref());
+    let selinux = &handler.host.selinux;
+    let labels = selinux.labels(options, pod.selinux_level.as_deref())?;
+    if let Some(labels) = &labels {
+        for context in [&labels.process, &labels.file] {
+            crate::host::selinux::check(context).await?;
+        }
+    }
+    Ok(labels)
+}
+
+/// Gives the volumes that the request wants relabelled to the container, last of all that can fail by the request.
+async fn relabel_volumes(spec: &ContainerSpec, labels: Option<&Labels>) -> Result<(), Failure> {
+    let Some(labels) = labels else { return Ok(()) };
+    let asked = spec.mounts.iter().filter(|mount| mount.selinux_relabel);
+    for mount in asked.filter(|mount| mount.image.is_none()) {
+        crate::host::selinux::relabel_volume(&mount.host_path, &labels.file).await?;
+    }
+    Ok(())
+}
+
 /// The users of the pod's user namespace, if it has one.
 fn users(work: &Work) -> Option<Users> {
     let pod = &work.pod_record.spec;
@@ -172,6 +212,7 @@ fn users(work: &Work) -> Option<Users> {
 async fn mount_volumes(
     work: &Work,
     handler: &Handler,
+    labels: Option<&Labels>,
     bundle: &Path,
 ) -> Result<Vec<PathBuf>, Failure> {
     let mut places = Vec::new();
@@ -184,6 +225,7 @@ async fn mount_volumes(
             sub_path: volume.sub_path.clone(),
             users: users(work),
             snapshotter: handler.snapshotter,
+            label: labels.map(|labels| labels.file.clone()),
         };
         let rootfs = &work.shared.ports.rootfs;
         let place = rootfs.mount_image(&work.id, &plan, bundle).await;
@@ -203,6 +245,7 @@ async fn document(
     handler: &Handler,
     rootfs: &Path,
     volumes: &[PathBuf],
+    labels: Option<&Labels>,
     injection: &Injection,
 ) -> Result<(Vec<u8>, ResolvedUser), Failure> {
     let Work {
@@ -244,6 +287,11 @@ async fn document(
         | SecurityProfile::RuntimeDefault
         | SecurityProfile::Unconfined => None,
     };
+    if let SecurityProfile::Localhost(profile) = &security.apparmor
+        && handler.host.apparmor
+    {
+        crate::host::apparmor::check_loaded(profile).await?;
+    }
     let input = oci::ContainerInput {
         pod: pod_spec,
         pod_id: pod.as_str(),
@@ -274,6 +322,7 @@ async fn document(
         },
         image_volumes: volumes,
         devices: &crate::host::resolve_devices(&spec.devices).await?,
+        labels,
         injection,
         host: &handler.host,
         annotations: &handler.annotations,

@@ -185,6 +185,7 @@ mod tests {
             spec: serde_json::from_value(spec).unwrap(),
             phase: PodPhase::Stopping,
             resources: crate::domain::pod::record::PodResources::default(),
+            selinux_level: None,
             timeline: crate::domain::timeline::Timeline::default(),
         };
         News {

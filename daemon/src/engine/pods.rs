@@ -8,13 +8,14 @@ use axil_proto::ids::{ContainerId, PodId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::pod_driver::{Command, PodDriver};
-use super::{Engine, lock};
+use super::{Engine, Shared, lock};
 use crate::domain::container::record::ResolvedImage;
 use crate::domain::container::spec::{ContainerSpec, ImageSpec};
 use crate::domain::failure::{Class, Failure, KubeletError};
 use crate::domain::image::stored::StoredImage;
 use crate::domain::pod::spec::{PodMetadata, PodSpec};
 use crate::domain::resources::LinuxResources;
+use crate::domain::selinux::{Contexts, PAIRS, Selinux};
 
 /// Commands a driver may have waiting: more than a kubelet sends to one pod at once.
 const COMMANDS: usize = 256;
@@ -28,6 +29,8 @@ pub(crate) struct Index {
     pods: HashMap<PodId, Entry>,
     names: HashMap<PodMetadata, PodId>,
     containers: HashMap<ContainerId, PodId>,
+    /// SELinux levels in use.
+    levels: HashMap<PodId, String>,
 }
 
 #[derive(Debug)]
@@ -53,9 +56,33 @@ impl Index {
 
     /// Forgets a pod and frees its name.
     pub(crate) fn forget_pod(&mut self, id: &PodId) {
+        self.levels.remove(id);
         if let Some(entry) = self.pods.remove(id) {
             self.names.remove(&entry.spec.metadata);
         }
+    }
+
+    /// Gives a pod the SELinux level it asked for or had before.
+    pub(crate) fn own_level(&mut self, id: &PodId, level: &str) {
+        self.levels.insert(id.clone(), level.to_owned());
+    }
+
+    /// Gives a pod an SELinux level that no other pod has: the first that is free, counted from `number`. None in a
+    /// policy without levels.
+    pub(crate) fn free_level(
+        &mut self,
+        id: &PodId,
+        contexts: &Contexts,
+        number: u32,
+    ) -> Option<String> {
+        let mut levels = (0..PAIRS).map(|more| contexts.level(number.wrapping_add(more)));
+        let level = levels.find(|level| {
+            let used = |level: &String| self.levels.values().any(|used| used == level);
+            !level.as_ref().is_some_and(used)
+        });
+        let level = level.flatten()?;
+        self.own_level(id, &level);
+        Some(level)
     }
 
     /// Tells whose container it is.
@@ -78,6 +105,38 @@ pub(crate) fn random_id() -> Result<String, Failure> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::new(Class::Internal, format!("read random bytes: {error}")))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The SELinux level of a new pod's containers, kept from others till the pod is gone; none without SELinux.
+///
+/// # Errors
+/// `FailedPrecondition` or `InvalidArgument`: the pod's options cannot be honoured here.
+pub(crate) async fn selinux_level(
+    shared: &Shared,
+    id: &PodId,
+    spec: &PodSpec,
+) -> Result<Option<String>, Failure> {
+    let options = spec.security.selinux.as_ref();
+    let asked = options.map(|options| options.level.as_str());
+    let asked = asked.filter(|level| !level.is_empty());
+    let Some(labels) = shared.host.selinux.labels(options, asked)? else {
+        return Ok(None);
+    };
+    for context in [&labels.process, &labels.file] {
+        crate::host::selinux::check(context).await?;
+    }
+    let mut number = [0; 4];
+    getrandom::fill(&mut number)
+        .map_err(|error| Failure::new(Class::Internal, format!("read random bytes: {error}")))?;
+    let mut index = lock(&shared.index);
+    Ok(match (asked, &shared.host.selinux) {
+        (Some(level), _) => {
+            index.own_level(id, level);
+            Some(level.to_owned())
+        }
+        (None, Selinux::On(contexts)) => index.free_level(id, contexts, u32::from_ne_bytes(number)),
+        (None, Selinux::Off | Selinux::NoContexts) => None,
+    })
 }
 
 impl Engine {
@@ -381,5 +440,25 @@ fn resolved(asked: &ImageSpec, image: &StoredImage) -> ResolvedImage {
         id: image.id.clone(),
         reference: image.reference_for(&asked),
         tag: image.tag_for(&asked),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selinux_levels_are_apart_and_come_back() {
+        let text = "process = \"u:r:c_t:s0\"\nfile = \"u:object_r:f_t:s0\"\n";
+        let contexts = Contexts::parse(text).unwrap();
+        let pod = |c: &str| c.repeat(64).parse::<PodId>().unwrap();
+        let mut index = Index::default();
+        index.own_level(&pod("a"), "s0:c0,c2");
+        let free = |index: &mut Index, c, number| index.free_level(&pod(c), &contexts, number);
+        assert_eq!(free(&mut index, "b", 0).unwrap(), "s0:c0,c1");
+        assert_eq!(free(&mut index, "c", 0).unwrap(), "s0:c1,c2");
+        assert!(free(&mut index, "d", u32::MAX).is_some());
+        index.forget_pod(&pod("a"));
+        assert_eq!(free(&mut index, "e", 0).unwrap(), "s0:c0,c2");
     }
 }

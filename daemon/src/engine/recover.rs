@@ -41,7 +41,12 @@ impl Engine {
             let Ok(id) = pod.id.parse::<PodId>() else {
                 continue;
             };
-            let commands = lock(&self.shared.index).register(&id, &Arc::new(pod.spec.clone()));
+            let mut index = lock(&self.shared.index);
+            let commands = index.register(&id, &Arc::new(pod.spec.clone()));
+            if let Some(level) = &pod.selinux_level {
+                index.own_level(&id, level);
+            }
+            drop(index);
             let (shared, width) = (Arc::clone(&self.shared), Arc::clone(&width));
             tasks.push(spawn::spawn("recover a pod", async move {
                 let _place = width.acquire_owned().await;

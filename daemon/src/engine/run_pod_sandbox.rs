@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axil_proto::ids::PodId;
 
 use super::steps::{Failed, Steps};
-use super::{Shared, spawn};
+use super::{Shared, pods, spawn};
 use crate::domain::container::oci;
 use crate::domain::failure::Failure;
 use crate::domain::pod::phase::{PodPhase, Sandbox};
@@ -69,11 +69,18 @@ async fn sequence<'a>(
         return Err(Failure::precondition(message));
     }
 
+    record.selinux_level = pods::selinux_level(shared, id, &spec).await?;
+    let options = spec.security.selinux.as_ref();
+    let labels = handler
+        .host
+        .selinux
+        .labels(options, record.selinux_level.as_deref())?;
+
     steps
         .run("record", put_record(shared, record.clone()))
         .await?;
 
-    let files = ports.files.prepare(id, &spec);
+    let files = ports.files.prepare(id, &spec, labels.as_ref());
     let paths = steps
         .run_undo("files", files, ports.files.remove(id))
         .await?;

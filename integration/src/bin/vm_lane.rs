@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use axil_integration::binaries;
 use axil_integration::say::{elapsed, out};
-use axil_integration::vm::boot::{Accelerator, Resources, Show};
+use axil_integration::vm::boot::{Accelerator, Resources, SecurityModule, Show};
 use axil_integration::vm::nodes::Nodes;
 use axil_integration::vm::payload::Payload;
 use axil_integration::vm::power::{Cut, Moment};
@@ -35,7 +35,7 @@ struct Arguments {
     /// Only the tests that need the lane: cgroups, systemd, AppArmor.
     #[arg(long)]
     short: bool,
-    /// Only the system tests about cgroups, on nodes of real binaries.
+    /// Only the system tests about cgroups and security modules, on nodes of real binaries.
     #[arg(long, conflicts_with = "short")]
     nodes: bool,
     /// Only tests with this in their name; may be given again.
@@ -76,6 +76,9 @@ struct Arguments {
     /// What runs the guest; probed by default.
     #[arg(long)]
     accel: Option<AccelName>,
+    /// Security module of the guest; the tests of runc-lite want AppArmor.
+    #[arg(long, default_value = "apparmor")]
+    module: ModuleName,
     /// Memory of the guest.
     #[arg(long, value_name = "MIB", default_value_t = Resources::default().memory_mib)]
     memory: u32,
@@ -103,6 +106,12 @@ struct Arguments {
 enum DriverName {
     Cgroupfs,
     Systemd,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ModuleName {
+    Apparmor,
+    Selinux,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -136,6 +145,10 @@ impl Arguments {
         options.resources = Resources {
             memory_mib: self.memory,
             processors: self.cpus,
+        };
+        options.module = match self.module {
+            ModuleName::Apparmor => SecurityModule::AppArmor,
+            ModuleName::Selinux => SecurityModule::Selinux,
         };
         options.accelerator = self.accel.map(|name| match name {
             AccelName::Kvm => Accelerator::Kvm,
@@ -269,7 +282,7 @@ fn run_suites(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Runs the system tests about cgroups, on nodes with each driver.
+/// Runs the system tests about cgroups and security modules, on nodes with each driver.
 fn run_nodes(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> {
     let nodes = Nodes::build(&arguments.filters())?;
     let mut failures = Vec::new();
@@ -283,7 +296,12 @@ fn run_nodes(lane: &Lane, arguments: &Arguments, scratch: &Path) -> Result<()> {
         };
         let limit = Duration::from_secs(arguments.limit);
         let name = format!("nodes-{}", driver.name());
-        let collected = lane.run(&name, &nodes.payload(&options), Show::Progress, limit)?;
+        let collected = lane.run(
+            &name,
+            &nodes.payload(&options, lane.module()),
+            Show::Progress,
+            limit,
+        )?;
         let report = nodes.report(&title, &collected)?;
         keep(&report, scratch, &name)?;
         failures.extend(report.check().err().map(|error| format!("{error:#}")));

@@ -31,12 +31,11 @@ const OFF_LIMIT: Duration = Duration::from_secs(60);
 /// What a guest can bring back.
 const RESULTS_SIZE: u64 = 256 << 20;
 
-/// Cgroup v2 alone, AppArmor as the one big security module, a quiet console, no second try after a panic, and
+/// Cgroup v2 alone, a quiet console, no second try after a panic, and
 /// no look at how fast the timer ticks, which an emulated machine on a busy host fails ("IO-APIC + timer doesn't
 /// work", kernel-parameters.txt).
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check \
     systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all \
-    lsm=landlock,lockdown,yama,apparmor,bpf apparmor=1 \
     systemd.machine_id=6178696c6c616e656178696c6c616e65 \
     systemd.show_status=0 systemd.log_target=journal random.trust_cpu=on mitigations=off";
 
@@ -55,6 +54,37 @@ impl fmt::Display for Accelerator {
             Self::Kvm => "KVM",
             Self::Tcg => "TCG",
         })
+    }
+}
+
+/// The one big security module of a guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SecurityModule {
+    /// AppArmor, without profiles of the distribution.
+    #[default]
+    AppArmor,
+    /// SELinux with Debian's policy. It permits all and only says what it would not: the guest's files have no
+    /// labels.
+    Selinux,
+}
+
+impl SecurityModule {
+    /// As the kernel and the guard of the tests name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AppArmor => "apparmor",
+            Self::Selinux => "selinux",
+        }
+    }
+
+    fn kernel_arguments(self) -> String {
+        let name = self.name();
+        let more = match self {
+            Self::AppArmor => "",
+            Self::Selinux => " enforcing=0",
+        };
+        format!("lsm=landlock,lockdown,yama,{name},bpf {name}=1{more}")
     }
 }
 
@@ -85,11 +115,15 @@ pub struct Hardware<'a> {
     pub accelerator: Accelerator,
     /// Size.
     pub resources: Resources,
+    /// Security module.
+    pub module: SecurityModule,
 }
 
 impl Hardware<'_> {
     /// qemu, so far without a disk. It ends when the thread that starts it does, also when that is killed.
     fn command(&self, arguments: &str) -> Command {
+        let module = self.module.kernel_arguments();
+        let appended = format!("{KERNEL_ARGUMENTS} {module} {arguments}");
         let mut command = Command::new("setpriv");
         let (accelerator, processor) = match self.accelerator {
             Accelerator::Kvm => ("kvm", "host"),
@@ -106,7 +140,7 @@ impl Hardware<'_> {
             .arg(self.image.vmlinuz())
             .arg("-initrd")
             .arg(self.image.initramfs())
-            .args(["-append", &format!("{KERNEL_ARGUMENTS} {arguments}")])
+            .args(["-append", &appended])
             .args(["-chardev", "stdio,id=console,signal=off"])
             .args(["-serial", "chardev:console"])
             .args(["-device", "virtio-rng-pci"])
@@ -181,6 +215,7 @@ pub fn probe(image: &Image, scratch: &Path) -> Result<Accelerator> {
             memory_mib: 256,
             processors: 1,
         },
+        module: SecurityModule::default(),
     };
     let errors = scratch.join("probe.err");
     let mut command = hardware.command("axil.probe");

@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "nftables",
     "procps",
+    "selinux-policy-default",
     "strace",
     "systemd",
     "systemd-sysv",

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 
+use super::boot::SecurityModule;
 use super::payload::Payload;
 use super::results::{self, Collected, Report};
 use super::suite::{RUNNER, RunOptions, list, nothing_left};
 use crate::binaries::{self, Binaries};
-use crate::{eventually, lab};
+use crate::{eventually, guard, lab};
 
 /// Test files whose subject is what a node reads from and writes to cgroups, and the lives of pods and containers
-/// in them.
+/// in them, and what the guest's security module makes of containers.
 const TESTS: &[&str] = &[
+    "apparmor",
+    "selinux",
     "stats",
     "pod_metrics",
     "update_resources",
@@ -66,17 +69,20 @@ impl Nodes {
         self.names.iter().map(name).collect()
     }
 
-    /// What the guest needs to run the tests.
+    /// What a guest with this security module needs to run the tests.
     #[must_use]
-    pub fn payload(&self, options: &RunOptions) -> Payload {
+    pub fn payload(&self, options: &RunOptions, module: SecurityModule) -> Payload {
         let plan: String = (self.names.iter().enumerate())
             .map(|(number, (file, test))| format!("{number} {file} {test}\n"))
             .collect();
         let script = format!(
             "mkdir node && mv axild containerd-shim-axil-v1 runc-lite node\n\
-             export JOBS={} LIMIT={} AXIL_TEST_REQUIRE=1 {}={SLOWNESS} {}=$PWD/node {}={}\n. ./suite",
+             export JOBS={} LIMIT={} {}=1 {}={} {}={SLOWNESS} {}=$PWD/node {}={}\n. ./suite",
             options.jobs,
             options.test_limit.as_secs(),
+            guard::REQUIRE,
+            guard::HAS,
+            module.name(),
             eventually::SLOWNESS,
             binaries::BIN_DIR,
             lab::CGROUP_DRIVER,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axil_proto::cri;
 
-use super::pod::{check_map, mappings, mappings_to_wire, namespaces, profile, refuse_selinux};
+use super::pod::{check_map, mappings, mappings_to_wire, namespaces, profile, selinux};
 use super::{need, resources};
 use crate::domain::container::cdi::{self, DeviceName};
 use crate::domain::container::phase::ContainerPhase;
@@ -240,7 +240,6 @@ fn image_spec(wire: cri::ImageSpec) -> ImageSpec {
     reason = "old kubelets still send profiles in the old fields; the new ones win"
 )]
 fn security(wire: cri::LinuxContainerSecurityContext) -> Result<ContainerSecurity, Failure> {
-    refuse_selinux(wire.selinux_options.as_ref())?;
     let field = "config.linux.security_context";
     let capabilities = wire.capabilities.unwrap_or_default();
     Ok(ContainerSecurity {
@@ -279,10 +278,19 @@ fn security(wire: cri::LinuxContainerSecurityContext) -> Result<ContainerSecurit
         )?,
         apparmor: profile(
             &format!("{field}.apparmor"),
-            wire.apparmor,
+            wire.apparmor.map(bare_name),
             &wire.apparmor_profile,
         )?,
+        selinux: selinux(wire.selinux_options)?,
     })
+}
+
+/// Without the prefix of the old field, which some clients write into the new one too.
+fn bare_name(mut profile: cri::SecurityProfile) -> cri::SecurityProfile {
+    if let Some(name) = profile.localhost_ref.strip_prefix("localhost/") {
+        profile.localhost_ref = name.to_owned();
+    }
+    profile
 }
 
 /// A user or group id: what Linux and every OCI runtime take.
@@ -515,6 +523,7 @@ fn mount_to_wire(mount: &MountSpec) -> cri::Mount {
 mod tests {
     use super::*;
     use crate::domain::failure::Class;
+    use crate::domain::pod::spec::SecurityProfile;
 
     fn config() -> cri::ContainerConfig {
         cri::ContainerConfig {
@@ -539,6 +548,40 @@ mod tests {
         }
         assert_eq!(stop_signal(0).unwrap(), None);
         assert!(stop_signal(99).is_err());
+    }
+
+    #[test]
+    fn apparmor_profiles_of_the_node_have_a_name_in_both_fields() {
+        use cri::security_profile::ProfileType;
+        let of_node = |name: &str| cri::SecurityProfile {
+            profile_type: ProfileType::Localhost.into(),
+            localhost_ref: name.to_owned(),
+        };
+        #[expect(deprecated, reason = "old kubelets still send it")]
+        let asked = |new: Option<&str>, old: &str| {
+            security(cri::LinuxContainerSecurityContext {
+                apparmor: new.map(of_node),
+                apparmor_profile: old.to_owned(),
+                ..Default::default()
+            })
+            .map(|security| security.apparmor)
+        };
+        let web = SecurityProfile::Localhost("web".into());
+        assert_eq!(asked(Some("web"), "localhost/other"), Ok(web.clone()));
+        assert_eq!(asked(Some("localhost/web"), ""), Ok(web.clone()));
+        assert_eq!(asked(None, "localhost/web"), Ok(web));
+        for nameless in [
+            asked(Some(""), ""),
+            asked(Some("localhost/"), ""),
+            asked(None, "localhost/"),
+        ] {
+            let refused = nameless.unwrap_err();
+            assert_eq!(refused.class, Class::InvalidArgument);
+            assert!(
+                refused.message.contains("security_context.apparmor"),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::domain::pod::spec::{
     PortProtocol, SecurityProfile,
 };
 use crate::domain::pod::user_namespace::{IdMapping, IdMappings, UserNamespace};
+use crate::domain::selinux::SelinuxOptions;
 use crate::engine::views::PodView;
 
 /// Longest host name Linux takes, in bytes (`HOST_NAME_MAX`).
@@ -36,7 +37,6 @@ pub fn spec(
     let metadata = metadata(need("config.metadata", config.metadata)?)?;
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
-    refuse_selinux(security.selinux_options.as_ref())?;
     let namespaces = namespaces(security.namespace_options.unwrap_or_default())?;
     if matches!(
         namespaces.network,
@@ -100,6 +100,7 @@ pub fn spec(
                 security.seccomp,
                 &security.seccomp_profile_path,
             )?,
+            selinux: selinux(security.selinux_options)?,
         },
         overhead: linux
             .overhead
@@ -138,23 +139,19 @@ fn metadata(wire: cri::PodSandboxMetadata) -> Result<PodMetadata, Failure> {
     })
 }
 
-/// Refuses SELinux labels: the option is not built.
+/// Converts SELinux options.
 ///
 /// # Errors
-/// `Unsupported` naming the label.
-pub fn refuse_selinux(options: Option<&cri::SeLinuxOption>) -> Result<(), Failure> {
-    match options {
-        Some(o)
-            if ![&o.user, &o.role, &o.r#type, &o.level]
-                .iter()
-                .all(|part| part.is_empty()) =>
-        {
-            let label = format!("{}:{}:{}:{}", o.user, o.role, o.r#type, o.level);
-            let message = format!("selinux_options {label:?}: SELinux is not built yet");
-            Err(Failure::new(Class::Unsupported, message))
-        }
-        Some(_) | None => Ok(()),
-    }
+/// `InvalidArgument` naming the part.
+pub fn selinux(options: Option<cri::SeLinuxOption>) -> Result<Option<SelinuxOptions>, Failure> {
+    let Some(wire) = options else { return Ok(None) };
+    let options = SelinuxOptions {
+        user: wire.user,
+        role: wire.role,
+        kind: wire.r#type,
+        level: wire.level,
+    };
+    options.checked()
 }
 
 /// Bounds labels or annotations.

@@ -170,6 +170,12 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             capabilities: granted.capabilities(),
             no_new_privileges: security.no_new_privs,
             apparmor_profile: apparmor(input)?,
+            // Privileged containers are confined by nothing: theirs is the runtime's context, or what the policy
+            // makes of it.
+            selinux_label: input
+                .labels
+                .filter(|_| !security.privileged)
+                .map(|labels| labels.process.clone()),
             oom_score_adj: resources::oom_score_adj(container.resources.oom_score_adj, host)?,
         },
         mounts: mounts.mounts,
@@ -188,6 +194,7 @@ pub fn container_document(input: &ContainerInput<'_>) -> Result<Document, OciErr
             rootfs_propagation: mounts.rootfs_propagation,
             masked_paths: shown(&security.masked_paths, "masked_paths")?,
             readonly_paths: shown(&security.readonly_paths, "readonly_paths")?,
+            mount_label: input.labels.map(|labels| labels.file.clone()),
         },
     };
     Ok(Document {

@@ -8,6 +8,7 @@ use crate::domain::container::cdi::DeviceName;
 use crate::domain::pod::spec::{NamespaceModes, SecurityProfile};
 use crate::domain::pod::user_namespace::IdMappings;
 use crate::domain::resources::LinuxResources;
+use crate::domain::selinux::SelinuxOptions;
 
 /// A container as asked for. Equality decides whether a repeated CreateContainer is a retry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +176,9 @@ pub struct ContainerSecurity {
     pub seccomp: SecurityProfile,
     /// AppArmor profile.
     pub apparmor: SecurityProfile,
+    /// SELinux options; none is the pod's.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
 }
 
 /// Changes to the default capability set.

@@ -26,6 +26,9 @@ pub struct PodRecord {
     /// Overhead and resources since they were changed; what is none is still the spec's.
     #[serde(default)]
     pub resources: PodResources,
+    /// SELinux level of its containers, which no other pod has; none without SELinux.
+    #[serde(default)]
+    pub selinux_level: Option<String>,
     /// How its start went.
     #[serde(default)]
     pub timeline: Timeline,

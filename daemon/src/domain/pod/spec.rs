@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::user_namespace::UserNamespace;
 use crate::domain::resources::LinuxResources;
+use crate::domain::selinux::SelinuxOptions;
 
 /// A pod as asked for. Equality decides whether a repeated RunPodSandbox is a retry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,9 @@ pub struct PodSecurity {
     pub privileged: bool,
     /// Seccomp profile of the sandbox process.
     pub seccomp: SecurityProfile,
+    /// SELinux options of its containers; none is the node's default.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
 }
 
 /// Seccomp or AppArmor profile as asked for.

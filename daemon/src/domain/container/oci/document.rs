@@ -107,6 +107,9 @@ pub struct Process {
     /// AppArmor profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apparmor_profile: Option<String>,
+    /// SELinux context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux_label: Option<String>,
     /// `oom_score_adj`.
     pub oom_score_adj: i64,
 }
@@ -210,6 +213,9 @@ pub struct Linux {
     /// Paths made read-only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub readonly_paths: Vec<String>,
+    /// SELinux context of the file systems that are made for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_label: Option<String>,
 }
 
 /// One of `linux.namespaces`.

@@ -125,7 +125,9 @@ pub enum OciError {
         profile: String,
     },
     /// AppArmor is on without our profile.
-    #[error("the runtime's default apparmor profile is asked for and is not loaded")]
+    #[error(
+        "the default apparmor profile is asked for and axild could not load it, its log says why"
+    )]
     AppArmorDefault,
 }
 

@@ -11,6 +11,7 @@ use crate::domain::container::spec::ContainerSpec;
 use crate::domain::container::user::ResolvedUser;
 use crate::domain::pod::spec::PodSpec;
 use crate::domain::runtime_handler::AnnotationPatterns;
+use crate::domain::selinux::{Labels, Selinux};
 
 /// What an image's configuration says about its process. Hostile text, checked where it is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct HostFacts {
     pub apparmor: bool,
     /// Name of the loaded profile that is the runtime's default under AppArmor.
     pub apparmor_default: Option<String>,
+    /// Whether containers have SELinux contexts.
+    pub selinux: Selinux,
     /// Whether kernel and OCI runtime make mounts read-only recursively.
     pub recursive_read_only: bool,
     /// Why no pod can have a user namespace; none where it can.
@@ -127,6 +130,8 @@ pub struct ContainerInput<'a> {
     pub image_volumes: &'a [PathBuf],
     /// The devices asked for, as they are on the host.
     pub devices: &'a [HostDevice],
+    /// Its SELinux contexts; none leaves what it has to the policy.
+    pub labels: Option<&'a Labels>,
     /// What its CDI devices change.
     pub injection: &'a Injection,
     /// The host.

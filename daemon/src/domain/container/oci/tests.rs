@@ -17,6 +17,7 @@ use crate::domain::failure::Failure;
 use crate::domain::pod::spec::{NamespaceModes, PodMetadata, PodSecurity};
 use crate::domain::resources::LinuxResources;
 use crate::domain::runtime_handler::AnnotationPatterns;
+use crate::domain::selinux::{Contexts, Labels, Selinux};
 
 mod confinement;
 mod mounts;
@@ -118,6 +119,7 @@ struct Fixture {
     injection: Injection,
     host: HostFacts,
     profile: Option<Seccomp>,
+    labels: Option<Labels>,
     annotations: AnnotationPatterns,
 }
 
@@ -166,6 +168,7 @@ impl Fixture {
                 ..HostFacts::default()
             },
             profile: None,
+            labels: None,
             annotations: AnnotationPatterns::default(),
         }
     }
@@ -184,6 +187,7 @@ impl Fixture {
             files: &self.files,
             image_volumes: &self.image_volumes,
             devices: &self.devices,
+            labels: self.labels.as_ref(),
             injection: &self.injection,
             host: &self.host,
             seccomp_profile: self.profile.as_ref(),

@@ -1,4 +1,4 @@
-//! What a container may do: capabilities, devices, seccomp, AppArmor.
+//! What a container may do: capabilities, devices, seccomp, AppArmor, SELinux.
 
 use super::*;
 
@@ -141,6 +141,27 @@ fn apparmor_is_applied_where_it_is_on() {
         profile(&fixture, Localhost("p".into())),
         Ok(Some("p".into()))
     );
+}
+
+#[test]
+fn selinux_contexts_are_those_of_the_container() {
+    let mut fixture = Fixture::new();
+    let document = fixture.json();
+    assert!(document["process"].get("selinuxLabel").is_none());
+    assert!(document["linux"].get("mountLabel").is_none());
+    let text = "process = \"u:r:c_t:s0\"\nfile = \"u:object_r:f_t:s0\"\n";
+    let on = Selinux::On(Contexts::parse(text).unwrap());
+    fixture.labels = on.labels(None, Some("s0:c1,c2")).unwrap();
+    let document = fixture.json();
+    assert_eq!(document["process"]["selinuxLabel"], "u:r:c_t:s0:c1,c2");
+    assert_eq!(document["linux"]["mountLabel"], "u:object_r:f_t:s0:c1,c2");
+    // Nothing confines a privileged one.
+    let labels = fixture.labels.take();
+    let mut fixture = Fixture::privileged();
+    fixture.labels = labels;
+    let document = fixture.json();
+    assert!(document["process"].get("selinuxLabel").is_none());
+    assert_eq!(document["linux"]["mountLabel"], "u:object_r:f_t:s0:c1,c2");
 }
 
 #[test]

@@ -63,6 +63,7 @@ const MASKED: &[&str] = &[
 
 const SERVICE: &str = include_str!("guest/axil-lane.service");
 const LANE: &str = include_str!("guest/lane");
+const CONTAINERS: &str = include_str!("guest/containers.cil");
 
 /// An image in the cache, held against removal.
 #[derive(Debug)]
@@ -151,6 +152,7 @@ fn key(suite: &str, kernel: &KernelPackage) -> String {
         &kernel.version,
         SERVICE,
         LANE,
+        CONTAINERS,
         initramfs::INIT,
     ];
     for part in parts.iter().chain(PACKAGES).chain(MASKED) {
@@ -207,6 +209,7 @@ fn write_overlay(path: &Path, kernel: &Kernel) -> Result<()> {
     };
     let units = "etc/systemd/system";
     add("usr/lib/axil-lane/lane", 0o755, LANE)?;
+    add("usr/lib/axil-lane/containers.cil", 0o644, CONTAINERS)?;
     add(&format!("{units}/axil-lane.service"), 0o644, SERVICE)?;
     add("etc/hostname", 0o644, "lane\n")?;
     let wants = format!("{units}/multi-user.target.wants/axil-lane.service");
@@ -257,6 +260,7 @@ fn install_packages(
             "--customize-hook=chroot \"$1\" depmod {}",
             kernel.release
         ))
+        .arg("--customize-hook=chroot \"$1\" semodule -n -i /usr/lib/axil-lane/containers.cil")
         .arg(&sources.suite)
         .arg(archive)
         .arg(&list);

@@ -271,7 +271,8 @@ impl Receiver {
         }
     }
 
-    /// Reads until standard output holds `text`; answers all of it.
+    /// Reads until standard output holds `text`; answers all of it. What comes of standard error meanwhile is passed
+    /// over.
     ///
     /// # Errors
     /// The session ends before.
@@ -280,6 +281,7 @@ impl Receiver {
         loop {
             match self.receive()? {
                 Event::Bytes(Channel::Stdout, bytes) => seen.extend(bytes),
+                Event::Bytes(Channel::Stderr, _) => {}
                 // A stream that ended.
                 Event::Bytes(_, bytes) if bytes.is_empty() => {}
                 Event::Bytes(channel, bytes) => {

@@ -246,7 +246,8 @@ impl RuntimeService for RuntimeCalls {
         &self,
         request: Request<cri::CreateContainerRequest>,
     ) -> Result<Response<cri::CreateContainerResponse>, Status> {
-        call(&self.metrics, "CreateContainer", async {
+        // Boxed: the request is large.
+        let create = Box::pin(async {
             let request = request.into_inner();
             let spec = container::spec(need("config", request.config)?)?;
             let id = self
@@ -256,8 +257,8 @@ impl RuntimeService for RuntimeCalls {
             Ok(cri::CreateContainerResponse {
                 container_id: id.to_string(),
             })
-        })
-        .await
+        });
+        call(&self.metrics, "CreateContainer", create).await
     }
 
     async fn start_container(

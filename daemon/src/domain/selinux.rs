@@ -116,7 +116,7 @@ impl Contexts {
     #[must_use]
     pub fn level(&self, number: u32) -> Option<String> {
         let number = number % PAIRS;
-        let high = (1 + (1 + 8 * number).isqrt()) / 2;
+        let high = (1 + 8 * number).isqrt().div_ceil(2);
         let low = number - high * (high - 1) / 2;
         Some(format!("{}:c{low},c{high}", self.sensitivity()?))
     }

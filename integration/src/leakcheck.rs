@@ -149,6 +149,25 @@ pub fn remove_cgroups(parent: &str) {
     for hierarchy in hierarchies() {
         let _ = fs::remove_dir(hierarchy.join(parent.trim_start_matches('/')));
     }
+    remove_plain(parent);
+}
+
+/// Removes what podman leaves where it takes a plain directory beside the hierarchies for one of them.
+fn remove_plain(parent: &str) {
+    let name = parent.trim_matches('/');
+    if name.is_empty() {
+        return;
+    }
+    for entry in fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let is_hierarchy = entry.path().join("cgroup.procs").exists();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_hierarchy {
+            let _ = fs::remove_dir_all(entry.path().join(name));
+        }
+    }
 }
 
 /// Descriptors of the daemon that hold a namespace or a process of a pod.

@@ -386,6 +386,8 @@ mod tests {
         };
         let (parent, child) = pair().unwrap();
         let warner = thread::spawn(move || {
+            // As the new process does; the kernel tells of what was left unread before what was sent.
+            assert_eq!(child.receive().unwrap(), Some(ToChild::Proceed));
             // Ignored: nobody listens any more, as it should be.
             let _ = (0..2 * MAX_WARNINGS)
                 .try_for_each(|_| child.send(&ToParent::Warning("again".to_owned())))

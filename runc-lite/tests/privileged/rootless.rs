@@ -203,7 +203,9 @@ fn privileged_a_cgroup_the_user_may_make_is_used_and_removed() {
     let mut given = Vec::new();
     for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         let directory = entry.path().join(&rootless.bundle.id);
-        if std::fs::create_dir(&directory).is_ok() {
+        // Packages leave plain directories beside the hierarchies (cgroupfs-mount, which docker.io wants).
+        let is_hierarchy = entry.path().join("cgroup.procs").exists();
+        if is_hierarchy && std::fs::create_dir(&directory).is_ok() {
             for name in ["cpuset.cpus", "cpuset.mems"] {
                 if let Ok(text) = std::fs::read_to_string(entry.path().join(name)) {
                     std::fs::write(directory.join(name), text).unwrap();

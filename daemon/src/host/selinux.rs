@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, XattrFlags, fstat, openat};
+use rustix::fs::{
+    CWD, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, openat, openat2,
+};
 use rustix::io::Errno;
 
 use super::read_small;
@@ -125,7 +127,9 @@ pub async fn relabel_volume(path: &str, context: &str) -> Result<(), Failure> {
             let why = "is a part of the node that is never relabelled (mounts.selinux_relabel)";
             return Err(Failure::invalid(field, &path, why));
         }
-        relabel_tree(&real, &context)
+        // What was checked is what is labelled: whoever can write above the volume may have put a link there since.
+        let top = open_top(&real, ResolveFlags::NO_SYMLINKS)?;
+        relabel_all(top, &real, &context)
     })
     .await
 }
@@ -141,17 +145,20 @@ fn is_kept(path: &Path) -> bool {
 /// # Errors
 /// What the kernel said, with the path.
 pub fn relabel_tree(path: &Path, context: &str) -> Result<(), Failure> {
-    let failed = |at: &Path, errno: Errno| {
-        let error = errno.into();
-        Failure::io(format!("relabel {}", at.display()), &error)
-    };
-    let top = openat(
-        CWD,
-        path,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| failed(path, errno))?;
+    relabel_all(open_top(path, ResolveFlags::empty())?, path, context)
+}
+
+fn failed(at: &Path, errno: Errno) -> Failure {
+    Failure::io(format!("relabel {}", at.display()), &errno.into())
+}
+
+fn open_top(path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|errno| failed(path, errno))
+}
+
+/// Labels what is open as `top`; `path` is its name in errors.
+fn relabel_all(top: OwnedFd, path: &Path, context: &str) -> Result<(), Failure> {
     let mut at = path.to_owned();
     let mut walk = vec![Level::enter(top, context).map_err(|errno| failed(path, errno))?];
     while let Some(level) = walk.last_mut() {
@@ -292,6 +299,10 @@ mod tests {
         }
         assert_eq!(label_of(&outside), None);
         assert_eq!(label_of(&outside.join("secret")), None);
+        // A link above what was checked leads nowhere.
+        let turned = volume.join("link/secret");
+        assert!(open_top(&turned, ResolveFlags::NO_SYMLINKS).is_err());
+        assert!(open_top(&volume.join("a/b/file"), ResolveFlags::NO_SYMLINKS).is_ok());
         relabel_tree(&volume.join("a/b/file"), "u:r:t").unwrap();
         assert_eq!(label_of(&volume.join("a/b/file")).as_deref(), Some("u:r:t"));
     }

@@ -1,9 +1,7 @@
 //! The composition root: builds every adapter once, recovers, serves, and drains on a signal.
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +10,7 @@ use anyhow::Context as _;
 use axil_proto::cri::image_service_server::ImageServiceServer;
 use axil_proto::cri::runtime_service_server::RuntimeServiceServer;
 use axil_snapshotter::{Limits, StoreOptions, Worker};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -38,6 +36,7 @@ use crate::engine::spawn::spawn;
 use crate::engine::{Bounds, Engine, Ports, Shared};
 use crate::host::apparmor;
 use crate::metrics::{self, Metrics};
+use crate::socket;
 
 mod runtimes;
 
@@ -97,14 +96,19 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         "measure writable layers",
         watch_containers(Arc::clone(&engine.images)),
     );
-    let control = control::server::listen(&config.control_socket())?;
+    // Root alone: it holds the state directory, and what is told there is for operators.
+    let (control, _control_name) =
+        socket::listen(&config.control_socket(), 0o600).context("control socket")?;
     spawn(
         "control",
         control::server::serve(control, Arc::clone(&engine.images)),
     );
 
-    let socket = config.socket().context("listen: not a unix:// path")?;
-    let listener = listen(&socket)?;
+    let path = config.socket().context("listen: not a unix:// path")?;
+    if let Some(parent) = path.parent() {
+        make_private_dir(parent)?;
+    }
+    let (listener, _listener_name) = socket::listen(&path, 0o660).context("listen")?;
     let info = serde_json::json!({
         "stateDir": config.state,
         "rootDir": config.root,
@@ -355,24 +359,4 @@ fn network_options(config: &Config) -> anyhow::Result<axil_cni::NetworkOptions> 
             mtu: Some(config.network.mtu).filter(|&mtu| mtu > 0),
         },
     })
-}
-
-/// Binds the socket, replacing one that an earlier life left; nothing but a socket is replaced.
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(parent) = socket.parent() {
-        make_private_dir(parent)?;
-    }
-    match fs::symlink_metadata(socket) {
-        Ok(meta) if meta.file_type().is_socket() => {
-            fs::remove_file(socket).with_context(|| format!("replace {}", socket.display()))?;
-        }
-        Ok(_) => anyhow::bail!("listen: {} exists and is no socket", socket.display()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("listen: {}", socket.display())),
-    }
-    let listener = UnixListener::bind(socket);
-    let listener = listener.with_context(|| format!("listen: bind {}", socket.display()))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))
-        .with_context(|| format!("set the mode of {}", socket.display()))?;
-    Ok(listener)
 }

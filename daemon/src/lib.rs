@@ -14,4 +14,5 @@ pub mod host;
 pub mod metrics;
 pub mod pieces;
 pub mod ports;
+pub mod socket;
 pub mod telemetry;

@@ -230,6 +230,7 @@ impl Lab {
             status.is_none_or(|s| s.success()),
             "axild ended with {status:?} on SIGTERM"
         );
+        assert!(!node.socket().exists(), "the socket is left");
     }
 
     /// Fails the test if the node, which was emptied, left anything.

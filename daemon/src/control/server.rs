@@ -1,10 +1,8 @@
 //! The daemon's end of the side door.
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -28,27 +26,6 @@ use crate::pieces::{Piece, WAITING};
 const CONNECTIONS: usize = 16;
 
 type Body = BoxBody<Bytes, std::io::Error>;
-
-/// Binds the socket for root alone. The daemon holds its state directory by now, so whatever is there was left
-/// by an earlier life.
-///
-/// # Errors
-/// The socket cannot be made.
-pub fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
-    match std::fs::remove_file(socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(error).with_context(|| format!("replace {}", socket.display()));
-        }
-    }
-    let listener = UnixListener::bind(socket);
-    let listener = listener.with_context(|| format!("bind {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("set the mode of {}", socket.display()))?;
-    Ok(listener)
-}
 
 /// Serves until the daemon ends.
 pub async fn serve(listener: UnixListener, images: Arc<Images>) {

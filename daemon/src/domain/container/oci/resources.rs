@@ -9,6 +9,10 @@ const CPU_PERIOD_US: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 /// The smallest CFS quota the kernel takes, in microseconds.
 const MIN_CPU_QUOTA_US: i64 = 1_000;
 
+/// The highest number a list of CPUs or memory nodes may have: kernels are built for 8192 CPUs at most
+/// (`CONFIG_NR_CPUS`).
+const MAX_CPU_NUMBER: u32 = 8191;
+
 /// Longest value of a cgroup file, in bytes.
 const MAX_UNIFIED_BYTES: usize = 4096;
 
@@ -99,12 +103,7 @@ fn cpu(resources: &LinuxResources) -> Result<Option<Cpu>, OciError> {
         ("cpuset_cpus", &resources.cpuset_cpus),
         ("cpuset_mems", &resources.cpuset_mems),
     ] {
-        if !list
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b',' || byte == b'-')
-        {
-            return Err(refused(field, list, "not a list such as 0-3,7"));
-        }
+        check_list(field, list)?;
     }
     let cpu = Cpu {
         shares: set(shares),
@@ -114,6 +113,31 @@ fn cpu(resources: &LinuxResources) -> Result<Option<Cpu>, OciError> {
         mems: resources.cpuset_mems.clone(),
     };
     Ok((cpu != Cpu::default()).then_some(cpu))
+}
+
+/// Checks a list such as `0-3,7` (cpuset(7), "List format"); empty is not set.
+fn check_list(field: &'static str, list: &str) -> Result<(), OciError> {
+    if list.is_empty() {
+        return Ok(());
+    }
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| {
+            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            plain.then(|| text.parse::<u32>().ok()).flatten()
+        };
+        let (Some(first), Some(last)) = (number(first), number(last)) else {
+            return Err(refused(field, list, "not a list such as 0-3,7"));
+        };
+        if first > last {
+            let why = "has a range that ends before it begins";
+            return Err(refused(field, list, why));
+        }
+        if last > MAX_CPU_NUMBER {
+            return Err(refused(field, list, "has a number above 8191"));
+        }
+    }
+    Ok(())
 }
 
 /// The kubelet limits every page size it knows to zero; only a size that is given something has to exist.
@@ -303,6 +327,34 @@ mod tests {
                     ..empty()
                 },
                 "resources.cpuset_mems \"all\"",
+            ),
+            (
+                LinuxResources {
+                    cpuset_cpus: "0-8192".into(),
+                    ..empty()
+                },
+                "resources.cpuset_cpus \"0-8192\"",
+            ),
+            (
+                LinuxResources {
+                    cpuset_mems: "99999999999".into(),
+                    ..empty()
+                },
+                "resources.cpuset_mems \"99999999999\"",
+            ),
+            (
+                LinuxResources {
+                    cpuset_cpus: "3-1".into(),
+                    ..empty()
+                },
+                "resources.cpuset_cpus \"3-1\"",
+            ),
+            (
+                LinuxResources {
+                    cpuset_cpus: "0,".into(),
+                    ..empty()
+                },
+                "resources.cpuset_cpus \"0,\"",
             ),
             (
                 LinuxResources {

@@ -20,6 +20,12 @@ pub struct Place {
 }
 
 impl Cgroup {
+    /// The last part of its path.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
     /// Reads a number; none when it is `max` or cannot be read.
     #[must_use]
     pub fn number(&self, place: Place) -> Option<u64> {

@@ -281,7 +281,7 @@ fn privileged_limits_reach_the_cgroup() {
             limits.oom_score_adj = 500;
         });
     let id = node.run_in(&pod, &container).unwrap();
-    let dirs = leakcheck::find_cgroups(lab.ground().cgroup(), &id);
+    let dirs = leakcheck::find_cgroups(lab.ground().cgroup(), lab.cgroup_of(&pod.id, &id).name());
     let value = |names: &[&str]| {
         let read = |name: &&str| {
             dirs.iter()

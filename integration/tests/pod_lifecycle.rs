@@ -246,19 +246,41 @@ fn privileged_removing_a_running_pod_ends_everything_in_it() {
 fn privileged_a_pod_below_the_cgroup_the_kubelet_named() {
     let Some(lab) = Lab::open() else { return };
     let (node, image) = lab.node_with_busybox();
-    let parent = format!("{}/kubepods/burstable/pod1", lab.ground().cgroup());
+    // The kubelet gives the whole path below the root of cgroups, of slices with systemd.
+    let ground = lab.ground();
+    let (top, parent, pods) = match ground.slice() {
+        None => {
+            let top = format!("{}/kubepods", ground.cgroup());
+            (top.clone(), format!("{top}/burstable/pod1"), None)
+        }
+        Some(slice) => {
+            let pods = format!("{}-kubepods", slice.trim_end_matches(".slice"));
+            let top = format!("/{slice}/{pods}.slice");
+            let parent = format!("{top}/{pods}-pod1.slice");
+            (top, parent, Some(pods))
+        }
+    };
     let pod = node.up(&lab.pod("placed").cgroup_parent(&parent)).unwrap();
     let id = node
         .run_in(&pod, &ContainerBuilder::new("c", &image).shell("sleep 300"))
         .unwrap();
-    let found = axil_integration::leakcheck::find_cgroups(&parent, &id);
+    let placed = lab.cgroup_of(&pod.id, &id);
+    let found = axil_integration::leakcheck::find_cgroups(&parent, placed.name());
     assert!(
         !found.is_empty(),
         "no cgroup of the container below {parent}"
     );
     node.empty().unwrap();
-    assert!(axil_integration::leakcheck::find_cgroups(&parent, &id).is_empty());
+    assert!(axil_integration::leakcheck::find_cgroups(&parent, placed.name()).is_empty());
     // The parent is the kubelet's; removing it here is what the kubelet would do.
-    axil_integration::leakcheck::remove_cgroups(&format!("{}/kubepods", lab.ground().cgroup()));
+    match pods {
+        None => axil_integration::leakcheck::remove_cgroups(&top),
+        Some(pods) => {
+            let stopped = std::process::Command::new("systemctl")
+                .args(["--quiet", "stop", &format!("{pods}.slice")])
+                .status();
+            assert!(stopped.unwrap().success());
+        }
+    }
     lab.close(node);
 }

@@ -101,6 +101,12 @@ impl Cgroup {
         crate::oom::parse_kills(&text)
     }
 
+    /// The counters of memory, to be followed. `None` on v1.
+    #[must_use]
+    pub fn memory_events(&self) -> Option<fs::File> {
+        fs::File::open(self.memory.as_ref()?.join("memory.events")).ok()
+    }
+
     /// Creates a child group for an exec.
     ///
     /// # Errors

@@ -213,7 +213,7 @@ fn learn(task: &Task, pid: u32) {
     });
     let details = Details {
         own_pid_namespace: is_namespace_init(pid),
-        oom: OomWatch::start(cgroup.as_ref()),
+        oom: OomWatch::start(cgroup.as_ref(), task.runtime.systemd_cgroup),
         cgroup,
     };
     // Set once per task, by the one create it has.

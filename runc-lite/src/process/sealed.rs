@@ -16,11 +16,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{
     FsWord, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals,
     fcntl_get_seals, fstat, fstatfs, fstatvfs, memfd_create, openat, sendfile,
 };
+use rustix::io::Errno;
 
 use crate::rootfs::make_detached;
 use crate::sys::{Arguments, MountAttributes};
@@ -29,6 +31,12 @@ const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::SHRINK)
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE);
+
+/// How often sealing is tried, within some four seconds in all.
+const SEAL_ATTEMPTS: u32 = 25;
+
+/// Between two tries.
+const SEAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// `OVERLAYFS_SUPER_MAGIC`.
 const OVERLAY_MAGIC: FsWord = 0x794c_7630;
@@ -132,6 +140,18 @@ fn copy(own: &File) -> io::Result<OwnedFd> {
             sent => left -= sent.min(left),
         }
     }
-    fcntl_add_seals(&copy, SEALS)?;
+    seal(&copy)?;
     Ok(copy)
+}
+
+/// Seals what was just written. A page may still be on a CPU's list of new ones; the kernel has these drained, waits
+/// some 150 ms and answers `EBUSY` (`memfd_wait_for_pins`), which is too short on a machine without idle CPUs.
+fn seal(copy: &OwnedFd) -> io::Result<()> {
+    for _ in 1..SEAL_ATTEMPTS {
+        match fcntl_add_seals(copy, SEALS) {
+            Err(Errno::BUSY) => std::thread::sleep(SEAL_PAUSE),
+            result => return Ok(result?),
+        }
+    }
+    Ok(fcntl_add_seals(copy, SEALS)?)
 }

@@ -173,7 +173,7 @@ fn privileged_a_command_whose_client_vanishes_is_ended() {
     for (wire, seconds) in [(Wire::Spdy, 47_110), (Wire::WebSocket, 47_111)] {
         let (child, stubborn) = (seconds + 100, seconds + 200);
         let script = format!(
-            "sleep {child} & (trap '' HUP; exec sleep {stubborn}) & echo ready; exec sleep {seconds}"
+            "sleep {child} & (trap '' HUP; echo ready; exec sleep {stubborn}) & exec sleep {seconds}"
         );
         let mut remote = exec(&node, &id, wire, OUTPUT, &script);
         remote.receiver.until("ready").unwrap();

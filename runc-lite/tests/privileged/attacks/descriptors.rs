@@ -147,6 +147,26 @@ fn privileged_a_created_container_holds_only_what_it_needs() {
     canary.assert_alive();
 }
 
+/// Namespaces joined by path are open until the runtime is in them.
+#[test]
+fn privileged_a_created_container_holds_no_namespace_that_it_joined() {
+    if !ready() {
+        return;
+    }
+    let first = Bundle::new("sleep 1000");
+    first.create().ok();
+    let mut second = Bundle::new("sleep 1000");
+    second.config.as_object_mut().unwrap().remove("hostname");
+    for (index, file) in [(1, "net"), (2, "ipc"), (3, "uts")] {
+        let path = format!("/proc/{}/ns/{file}", first.pid());
+        second.config["linux"]["namespaces"][index]["path"] = json!(path);
+    }
+    second.create().ok();
+    let targets = targets(second.pid());
+    // As above.
+    assert_eq!(targets.len(), 4, "{targets:?}");
+}
+
 /// The first number that a child of this process finds free.
 fn first_free() -> usize {
     const CLOEXEC: u32 = 0o2_000_000;

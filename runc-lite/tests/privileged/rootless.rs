@@ -203,7 +203,7 @@ fn privileged_a_cgroup_the_user_may_make_is_used_and_removed() {
     let mut given = Vec::new();
     for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         let directory = entry.path().join(&rootless.bundle.id);
-        // Packages leave plain directories beside the hierarchies (cgroupfs-mount, which docker.io wants).
+        // podman makes plain directories beside the hierarchies, named like controllers that are not mounted.
         let is_hierarchy = entry.path().join("cgroup.procs").exists();
         if is_hierarchy && std::fs::create_dir(&directory).is_ok() {
             for name in ["cpuset.cpus", "cpuset.mems"] {

@@ -428,7 +428,9 @@ impl Builtin {
             if ports.iter().any(|port| port.name == veth) {
                 continue;
             }
-            if let Some(link) = route.link(&veth).map_err(refused("read", &veth))? {
+            let link = route.link(&veth).map_err(refused("read", &veth))?;
+            // A pod added since the listing is on the bridge already.
+            if let Some(link) = link.filter(|link| link.master != Some(bridge.index)) {
                 route
                     .set_master(link.index, bridge.index)
                     .map_err(refused("enslave", &veth))?;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
@@ -176,12 +176,26 @@ pub fn read(program: &str, args: &[&str]) -> Result<String> {
 /// # Errors
 /// When it cannot be started or waited for.
 pub fn output(command: &mut Command, input: &[u8]) -> Result<Finished> {
-    let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(if input.is_empty() {
         Stdio::null()
     } else {
         Stdio::piped()
     });
+    to_its_end(command, input)
+}
+
+/// The same with a standard input that brings nothing and does not end before the command does.
+///
+/// # Errors
+/// When it cannot be started or waited for.
+pub fn output_without_end_of_input(command: &mut Command) -> Result<Finished> {
+    let (reader, _writer) = io::pipe().context("pipe")?;
+    command.stdin(reader);
+    to_its_end(command, &[])
+}
+
+fn to_its_end(command: &mut Command, input: &[u8]) -> Result<Finished> {
+    let program = command.get_program().to_string_lossy().into_owned();
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command)?;
     let pid = pid_of(&child);

@@ -69,10 +69,13 @@ impl OomWatch {
     /// removed.
     #[must_use]
     pub fn was_killed(&self, cgroup: Option<&Cgroup>, status: u32) -> bool {
+        if status != KILLED {
+            return false;
+        }
         let now = cgroup.and_then(Cgroup::oom_kills).unwrap_or(0);
         let followed = self.follower.as_ref();
         let seen = followed.map_or(0, |follower| follower.last.load(Ordering::Relaxed));
-        status == KILLED && now.max(seen) > self.before
+        now.max(seen) > self.before
     }
 }
 

@@ -315,8 +315,14 @@ pub(super) async fn await_exit(
                     .await
                     .unwrap_or(exit);
                 let delete = tokio::time::timeout(shared.bounds.kill, shim.delete(id, None)).await;
-                if !matches!(delete, Ok(Ok(()))) {
-                    tracing::warn!(container.id = %id, "an ended task was not deleted");
+                match delete {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) => {
+                        tracing::warn!(container.id = %id, error = %failure, "an ended task was not deleted");
+                    }
+                    Err(_) => {
+                        tracing::warn!(container.id = %id, "an ended task was not deleted in time");
+                    }
                 }
                 return (exit, ExitSeen::Yes);
             }

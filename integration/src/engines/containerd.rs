@@ -91,7 +91,7 @@ address = \"{text}/c.sock\"
     /// Runs `ctr ARGS`.
     #[must_use]
     pub fn call(&self, args: &[&str]) -> Answer {
-        ask(&mut self.command(args), &[])
+        ask(&self.command(args), &[])
     }
 
     /// `ctr run` with `runc-lite` as the shim's binary: `options`, the image, `id`, `sh -c script`.
@@ -103,7 +103,7 @@ address = \"{text}/c.sock\"
     /// The same with a program.
     #[must_use]
     pub fn run_program(&self, options: &[&str], id: &str, program: &[&str]) -> Answer {
-        ask(&mut self.run_command(options, id, program), &[])
+        ask(&self.run_command(options, id, program), &[])
     }
 
     /// The same with a terminal.

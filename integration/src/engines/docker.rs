@@ -96,7 +96,7 @@ impl<'a> Docker<'a> {
     /// Runs `docker ARGS`.
     #[must_use]
     pub fn call(&self, args: &[&str]) -> Answer {
-        ask(&mut self.command(args), &[])
+        ask(&self.command(args), &[])
     }
 
     /// `docker run --rm` without a network: `options`, the image, and `sh -c script`.

@@ -102,7 +102,7 @@ impl<'a> Podman<'a> {
     /// Runs `podman ARGS`.
     #[must_use]
     pub fn call(&self, args: &[&str]) -> Answer {
-        ask(&mut self.command(args), &[])
+        ask(&self.command(args), &[])
     }
 
     /// `podman run --rm` without a network: `options`, the image, and `sh -c script`.
@@ -114,17 +114,14 @@ impl<'a> Podman<'a> {
     /// `podman run --rm` without a network: `options`, the image, and a program.
     #[must_use]
     pub fn run_program(&self, options: &[&str], program: &[&str]) -> Answer {
-        ask(
-            &mut self.command(&self.run_arguments(options, program)),
-            &[],
-        )
+        ask(&self.command(&self.run_arguments(options, program)), &[])
     }
 
     /// The same with something on standard input.
     #[must_use]
     pub fn run_with_input(&self, options: &[&str], program: &[&str], input: &str) -> Answer {
         let arguments = self.run_arguments(options, program);
-        ask(&mut self.command(&arguments), input.as_bytes())
+        ask(&self.command(&arguments), input.as_bytes())
     }
 
     /// The same with a terminal on both sides.

@@ -80,3 +80,53 @@ pub fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), RootfsError> {
 pub fn write_lsm_label(attribute: &str, value: &str) -> Result<(), RootfsError> {
     PrivateProcfs::open()?.write(&format!("thread-self/attr/{attribute}"), value)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+
+    use super::*;
+
+    #[test]
+    fn privileged_what_lies_over_proc_is_not_taken_for_procfs() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(
+                std::env::var("AXIL_TEST_REQUIRE").as_deref() != Ok("1"),
+                "cannot run: it needs root"
+            );
+            println!("skipped: it needs root");
+            return;
+        }
+        let run = || {
+            // CLONE_NEWNS: nothing is mounted for anybody else.
+            crate::sys::unshare(0x0002_0000).unwrap();
+            let private = crate::sys::MountAttributes {
+                propagation: libc::MS_PRIVATE,
+                ..Default::default()
+            };
+            let root = File::open("/").unwrap();
+            crate::sys::mount_setattr(root.as_fd(), c"", true, private).unwrap();
+            let uptime = |tree: &OwnedFd| {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(tree, "uptime", flags, Mode::empty()).unwrap();
+                std::io::read_to_string(File::from(file)).unwrap()
+            };
+            // A mask is not in the clone.
+            mount_bind("/dev/null", "/proc/uptime").unwrap();
+            assert_eq!(std::fs::read_to_string("/proc/uptime").unwrap(), "");
+            assert_ne!(uptime(&clone_of_proc().unwrap()), "");
+            // Another file system.
+            mount("tmpfs", "/proc", "tmpfs", MountFlags::empty(), None).unwrap();
+            assert!(clone_of_proc().is_none());
+            unmount("/proc", UnmountFlags::DETACH).unwrap();
+            // A directory of procfs that is not its root.
+            mount_bind("/proc/self/attr", "/proc").unwrap();
+            assert!(clone_of_proc().is_none());
+            unmount("/proc", UnmountFlags::DETACH).unwrap();
+            assert!(clone_of_proc().is_some());
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}

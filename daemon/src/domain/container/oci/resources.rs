@@ -123,8 +123,9 @@ fn check_list(field: &'static str, list: &str) -> Result<(), OciError> {
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |text: &str| {
-            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
-            plain.then(|| text.parse::<u32>().ok()).flatten()
+            let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // Digits that fit no u32 are a number above every bound.
+            plain.then(|| text.parse::<u32>().unwrap_or(u32::MAX))
         };
         let (Some(first), Some(last)) = (number(first), number(last)) else {
             return Err(refused(field, list, "not a list such as 0-3,7"));
@@ -340,7 +341,7 @@ mod tests {
                     cpuset_mems: "99999999999".into(),
                     ..empty()
                 },
-                "resources.cpuset_mems \"99999999999\"",
+                "resources.cpuset_mems \"99999999999\": has a number above 8191",
             ),
             (
                 LinuxResources {

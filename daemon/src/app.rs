@@ -57,6 +57,13 @@ const MEASURE: Duration = Duration::from_secs(10);
 /// How often CPU time is noted, so that a rate is known when somebody asks: as often as the kubelet asks.
 const SAMPLE: Duration = Duration::from_secs(10);
 
+/// How long the state directory's lock is waited for. A daemon that was killed may leave a child that has not done
+/// its exec yet, and until then that child holds the lock too.
+const CLAIM: Duration = Duration::from_secs(5);
+
+/// How often the lock is tried meanwhile.
+const CLAIM_RETRY: Duration = Duration::from_millis(20);
+
 /// How often the built-in network's rules are looked at.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 
@@ -69,7 +76,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     make_private_dir(&config.root)?;
     make_private_dir(&config.state)?;
-    let _sole = claim(&config.state)?;
+    let _sole = claim(&config.state).await?;
 
     let metrics = Arc::new(Metrics::default());
     let binaries = Binaries::find(&config)?;
@@ -209,8 +216,7 @@ async fn watch_network(engine: Engine) {
 }
 
 /// Takes the state directory for this process alone, for as long as the answer lives.
-fn claim(state: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
-    use nix::fcntl::{Flock, FlockArg};
+async fn claim(state: &Path) -> anyhow::Result<fs::File> {
     let path = state.join("lock");
     let file = fs::OpenOptions::new()
         .create(true)
@@ -218,9 +224,22 @@ fn claim(state: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
         .write(true)
         .open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| errno)
-        .with_context(|| format!("state {}: another axild uses it", state.display()))
+    let end = tokio::time::Instant::now() + CLAIM;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < end => {
+                tokio::time::sleep(CLAIM_RETRY).await;
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                let state = state.display();
+                anyhow::bail!("state {state}: another axild uses it, still after {CLAIM:?}");
+            }
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", path.display()));
+            }
+        }
+    }
 }
 
 /// Builds every adapter and the engine over them.

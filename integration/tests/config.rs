@@ -72,6 +72,19 @@ fn privileged_what_is_wrong_is_named() {
 }
 
 #[test]
+fn privileged_a_state_directory_serves_one_daemon() {
+    let Some(lab) = Lab::open() else { return };
+    let state = lab.dir().join("s");
+    std::fs::create_dir(&state).unwrap();
+    let lock = std::fs::File::create(state.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let said = refused(&lab, "");
+    let words = format!("state {}: another axild uses it", state.display());
+    assert!(said.contains(&words), "{said}");
+    assert!(!lab.dir().join("x.sock").exists(), "it listened");
+}
+
+#[test]
 fn privileged_flags_relocate_a_daemon_without_a_file() {
     let Some(lab) = Lab::open() else { return };
     let options = axil_integration::node::NodeOptions {

@@ -125,6 +125,10 @@ fn try_every_step(verb: &str, mode: &str) {
             "{fault} left behind:\n  {}",
             leaks.join("\n  ")
         );
+        // A shim that was never asked for its sandbox has nothing to tell of.
+        let log = node.log();
+        let warned = |line: &&str| line.contains("end by itself") && line.contains("not found");
+        assert_eq!(log.lines().find(warned), None, "{fault}");
     }
     lab.close(node);
 }

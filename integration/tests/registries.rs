@@ -12,7 +12,7 @@ use axil_integration::http::{Reply, Request};
 use axil_integration::images::{CONFIG, Compression, Entry, Image, Layer, MANIFEST, digest};
 use axil_integration::lab::Lab;
 use axil_integration::node::{Node, NodeOptions};
-use axil_integration::registry::{Access, PASSWORD, RegistryOptions, USER};
+use axil_integration::registry::{Access, PASSWORD, Registry, RegistryOptions, USER};
 use axil_proto::cri::AuthConfig;
 use serde_json::json;
 use tonic::Code;
@@ -60,6 +60,17 @@ fn find(dir: &Path, name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// A hosts.toml of a registry and a mirror that gives content alone, both with TLS and behind a wire.
+fn mirrored(registry: (&Registry, &Cutter), mirror: (&Registry, &Cutter)) -> String {
+    format!(
+        "server = \"https://{}\"\nca = \"{}\"\n\n[host.\"https://{}\"]\ncapabilities = [\"pull\"]\nca = \"{}\"\n",
+        registry.1.address(),
+        registry.0.authority().display(),
+        mirror.1.address(),
+        mirror.0.authority().display(),
+    )
+}
+
 fn account() -> AuthConfig {
     AuthConfig {
         username: USER.to_owned(),
@@ -94,13 +105,7 @@ fn privileged_registries_that_cut_every_connection_are_pulled_from_whole() {
     let cuts = 1..600_000;
     let to_registry = Cutter::start(registry.address(), cuts.clone(), 1).unwrap();
     let to_mirror = Cutter::start(mirror.address(), cuts, 2).unwrap();
-    let hosts = format!(
-        "server = \"https://{}\"\nca = \"{}\"\n\n[host.\"https://{}\"]\ncapabilities = [\"pull\"]\nca = \"{}\"\n",
-        to_registry.address(),
-        registry.authority().display(),
-        to_mirror.address(),
-        mirror.authority().display(),
-    );
+    let hosts = mirrored((&registry, &to_registry), (&mirror, &to_mirror));
     lab.hosts().put("registry.test", &hosts).unwrap();
     let node = lab.node_with(NodeOptions {
         images: vec![
@@ -172,13 +177,7 @@ fn privileged_tokens_tls_and_a_mirror_go_together() {
     let whole = 1 << 40..1 << 41;
     let to_registry = Cutter::start(registry.address(), whole.clone(), 1).unwrap();
     let to_mirror = Cutter::start(mirror.address(), whole, 2).unwrap();
-    let hosts = format!(
-        "server = \"https://{}\"\nca = \"{}\"\n\n[host.\"https://{}\"]\ncapabilities = [\"pull\"]\nca = \"{}\"\n",
-        to_registry.address(),
-        registry.authority().display(),
-        to_mirror.address(),
-        mirror.authority().display(),
-    );
+    let hosts = mirrored((&registry, &to_registry), (&mirror, &to_mirror));
     lab.hosts().put("registry.test", &hosts).unwrap();
     let node = hasty(&lab);
     let reference = "registry.test/team/app:1";

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axil_integration::build::ContainerBuilder;
 use axil_integration::eventually::eventually;
@@ -94,6 +94,25 @@ fn privileged_twenty_pods_survive_kill_9_and_five_exits_are_told_exactly() {
     let still = &pods[PODS - 1];
     node.stop(&still.1, 0).unwrap();
     assert_eq!(node.container_status(&still.1).unwrap().exit_code, 137);
+    lab.close(node);
+}
+
+/// A child that was cloned and has not done its exec yet holds the lock of a daemon that was killed.
+#[test]
+fn privileged_a_lock_that_outlives_the_daemon_is_waited_for() {
+    let Some(lab) = Lab::open() else { return };
+    let mut node = lab.node();
+    node.kill9();
+    let lock = std::fs::File::open(node.state().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let (before, hold) = (Instant::now(), Duration::from_secs(1));
+    let held = thread::spawn(move || {
+        thread::sleep(hold);
+        drop(lock);
+    });
+    node.launch(None).unwrap();
+    assert!(before.elapsed() >= hold, "two had the lock");
+    held.join().unwrap();
     lab.close(node);
 }
 

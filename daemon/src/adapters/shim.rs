@@ -97,7 +97,8 @@ impl Shims for ShimProcesses {
         };
         if let Some(address) = &address
             && let Err(failure) = self.ask_to_end(pod, address).await
-            && failure.class != Class::Unavailable
+            // It is gone, or was never asked for its sandbox and so has nothing to shut down: it ends below.
+            && !matches!(failure.class, Class::Unavailable | Class::NotFound)
         {
             tracing::warn!(pod.id = %pod, error = %failure, "the shim does not end by itself");
         }

@@ -130,16 +130,27 @@ pub(crate) fn creations_under_exchange(runs: usize) -> Tried {
     bind(&mut bundle, &source, "/mnt/a/b/e/f", &[]);
     bundle.set("/process/cwd", json!("/mnt/a/b/g/h"));
     bundle.write();
+    let undisturbed = mounts_inside(&bundle.call(&["run", &bundle.id]).ok());
     let racer = Racer::exchanging(&volume.join("a"), &volume.join("link"));
     let mut ran = 0;
     for _ in 0..runs {
         // It works or it fails; it never reaches the canary.
-        ran += usize::from(bundle.call(&["run", &bundle.id]).code == 0);
+        let done = bundle.call(&["run", &bundle.id]);
+        if done.code == 0 {
+            ran += 1;
+            assert_eq!(mounts_inside(&done.out), undisturbed, "{}", done.out);
+        }
     }
     let exchanges = racer.finish();
     assert_eq!(names(&volume), ["a", "link"]);
     canary.assert_alive();
     counted(runs, ran, exchanges)
+}
+
+/// Mounts of a container that printed its mountinfo. What was mounted outside of its root is not among them, since
+/// the kernel leaves out what cannot be reached (proc_pid_mountinfo(5)).
+fn mounts_inside(mountinfo: &str) -> usize {
+    mountinfo.lines().count()
 }
 
 fn host_mounts() -> usize {
@@ -313,9 +324,8 @@ pub(crate) fn creations_beside_a_hostile_container(runs: usize) -> Tried {
     fs::create_dir_all(volume.join("target")).unwrap();
     symlink("/", volume.join("link")).unwrap();
     bind(&mut hostile, &volume, "/volume", &["rw"]);
-    let_loose(&hostile);
     let before = names(Path::new("/"));
-    let mut victim = Bundle::new("true");
+    let mut victim = Bundle::new("cat /proc/self/mountinfo");
     let source = victim.dir.path().join("source");
     fs::create_dir(&source).unwrap();
     bind(&mut victim, &volume, "/volume", &["rw"]);
@@ -323,9 +333,15 @@ pub(crate) fn creations_beside_a_hostile_container(runs: usize) -> Tried {
     // Through the link this is a place in the canary's directory, which sees what is made there.
     let made = format!("/volume/target{}/made", canary.path().display());
     bind(&mut victim, &source, &made, &[]);
+    let undisturbed = mounts_inside(&victim.run().ok());
+    let_loose(&hostile);
     let mut ran = 0;
     for _ in 0..runs {
-        ran += usize::from(victim.run().code == 0);
+        let done = victim.run();
+        if done.code == 0 {
+            ran += 1;
+            assert_eq!(mounts_inside(&done.out), undisturbed, "{}", done.out);
+        }
     }
     // On a busy machine it may not have told how often yet.
     eventually("the attacker counts", || hostile.output().contains("TRIED"));

@@ -108,7 +108,8 @@ fn privileged_cve_2019_5736_a_mark_in_the_environment_seals_nothing() {
             .stdin(std::process::Stdio::null())
             .status()
             .unwrap();
-        assert!(created.success(), "{value}");
+        let said = fs::read_to_string(bundle.dir.path().join("err")).unwrap();
+        assert!(created.success(), "{value}: {created}: {said}");
         let exe = File::open(format!("/proc/{}/exe", bundle.pid())).unwrap();
         let own = fs::metadata(runtime()).unwrap();
         let same_file_system = exe.metadata().unwrap().dev() == own.dev();

@@ -364,7 +364,10 @@ pub(crate) fn traced_create(bundle: &Bundle, calls: &str, options: &[&str]) -> O
         let state = bundle.call(&["state", &bundle.id]);
         state.out.contains("\"created\"")
     });
-    bundle.call(&["delete", "--force", &bundle.id]).ok();
+    // It still has its last steps to do, slowly under strace, and is waited for with a bound.
+    eventually("deleted", || {
+        bundle.call(&["delete", "--force", &bundle.id]).code == 0
+    });
     child.wait().unwrap();
     Some(trace(bundle))
 }

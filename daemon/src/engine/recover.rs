@@ -23,14 +23,18 @@ const UNSEEN: i32 = 255;
 
 impl Engine {
     /// Takes up every recorded pod. Pods are reconciled side by side and each within a bound, so that
-    /// a shim that hangs delays nobody.
+    /// a shim that hangs delays nobody. Returns how many there are, without those whose interrupted
+    /// `RunPodSandbox` is undone.
     ///
     /// # Errors
     /// The records cannot be read at all.
     pub async fn recover(&self) -> Result<usize, Failure> {
         let records = Arc::clone(&self.shared.ports.records);
         let recorded = spawn::blocking("load records", move || records.load()).await?;
-        let count = recorded.len();
+        let kept = recorded
+            .iter()
+            .filter(|(pod, _)| pod.phase != PodPhase::Starting);
+        let count = kept.count();
         let keep: Vec<PodId> = recorded
             .iter()
             .filter_map(|(pod, _)| pod.id.parse().ok())
@@ -317,6 +321,10 @@ pub(super) async fn await_exit(
                 let delete = tokio::time::timeout(shared.bounds.kill, shim.delete(id, None)).await;
                 match delete {
                     Ok(Ok(())) => {}
+                    // The shim ended with its pod, whose removal deletes what is left of the task.
+                    Ok(Err(failure)) if failure.class == Class::Unavailable => {
+                        tracing::debug!(container.id = %id, error = %failure, "the shim ended before the task's deletion");
+                    }
                     Ok(Err(failure)) => {
                         tracing::warn!(container.id = %id, error = %failure, "an ended task was not deleted");
                     }

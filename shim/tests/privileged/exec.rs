@@ -263,7 +263,9 @@ fn privileged_flood_left_behind_is_cut_off() {
         let out = bed.path("out");
         make_fifo(&out);
         let reader = read_fifo(&out);
-        let script = "busybox yes & exit 0";
+        // Ends when the flood has begun, however busy the machine.
+        let script =
+            "busybox yes & until busybox grep -q 'wchar: [1-9]' /proc/$!/io; do :; done; exit 0";
         c.add_exec("e1", script, &out).await.unwrap();
         c.start("e1").await.unwrap();
         let begun = Instant::now();
